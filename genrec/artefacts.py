@@ -1,0 +1,177 @@
+"""Stages of a run: each writes one folder atomically, and is skipped when nothing it depends on changed.
+
+A stage's *key* is a hash over its settings, its inputs' keys and this package's version. Work happens in a hidden
+folder beside the target and ends in one rename, so a killed stage leaves the last whole artefact in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from genrec.errors import ArtefactError
+
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+VERSIONED = ("genrec", "torch", "transformers", "peft", "trl", "accelerate")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex.
+
+    Raises:
+        ArtefactError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as err:
+        raise ArtefactError(f"{path}: cannot be read ({err.strerror}); check the path and its permissions") from err
+
+
+def key_of(value: Any) -> str:
+    """SHA-256 of a JSON-able value, as hex; dictionaries hash the same in any order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either the old one or the whole new one."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text so that the file is either the old one or the whole new one.
+
+    Raises:
+        ArtefactError: the disk is full or the folder is read-only; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as err:
+        temporary.unlink(missing_ok=True)
+        raise ArtefactError(f"{path}: cannot be written ({err.strerror}); free some space and run again") from err
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A stage's manifest.
+
+    Raises:
+        ArtefactError: the folder holds no whole artefact.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtefactError(f"{folder}: no {MANIFEST} there, so no whole artefact; run the stage that writes it")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise ArtefactError(f"{path}: not valid JSON ({err}); delete {folder} and run again") from err
+    return manifest
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, or None outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def run_stage(
+    run_dir: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    build: Callable[[Path], Mapping[str, Any] | None],
+    force: bool = False,
+) -> Path:
+    """Run one stage unless its artefact is already there, and return the artefact's folder.
+
+    Args:
+        run_dir: the run's folder.
+        name: the artefact's place inside it, such as ``"semantic_ids"`` or ``"features/text"``.
+        settings: the resolved settings that the result depends on (JSON-able).
+        inputs: name -> key (or content hash) of everything else that the result depends on.
+        build: writes the artefact into the empty folder it is given; what it returns goes into the manifest
+            under ``"result"``.
+        force: run even when nothing changed.
+
+    Raises:
+        ArtefactError: the artefact cannot be written (full disk, read-only folder).
+    """
+    target = run_dir / name
+    work = target.parent / f".{target.name}.part"
+    old = target.parent / f".{target.name}.old"
+    if old.exists() and not target.exists():  # killed between the two renames below
+        old.rename(target)
+    key = key_of({"stage": name, "settings": dict(settings), "inputs": dict(inputs)})
+    if not force and (target / MANIFEST).is_file() and read_manifest(target).get("key") == key:
+        log.info("%s: unchanged, skipped", name)
+        return target
+    log.info("%s: running", name)
+    started = time.monotonic()
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        result = build(work)
+        write_json(
+            work / MANIFEST,
+            {
+                "stage": name,
+                "key": key,
+                "settings": dict(settings),
+                "inputs": dict(inputs),
+                "result": dict(result or {}),
+                "versions": _versions(),
+                "commit": git_commit(),
+                "seconds": round(time.monotonic() - started, 3),
+                "peak_rss_mb": round(peak_rss_mb(), 1),
+            },
+        )
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        work.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as err:
+        shutil.rmtree(work, ignore_errors=True)
+        raise ArtefactError(
+            f"{target}: cannot be written ({err.strerror or err}); the last whole artefact is untouched. "
+            "Free some space or fix the permissions, then run the same command again"
+        ) from err
+    log.info("%s: done in %.1f s", name, time.monotonic() - started)
+    return target
+
+
+def key_at(folder: Path) -> str:
+    """The key of the artefact in a folder."""
+    return str(read_manifest(folder)["key"])
