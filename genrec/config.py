@@ -128,7 +128,6 @@ class Backbone(Settings):
     load_in: Literal["float32", "bfloat16", "int8", "nf4"] = Field("float32", description="precision of the base")
     soft_tokens: int = Field(1, ge=0, description="soft tokens per item, K (0: ids only)")
     soft_prompt: int = Field(4, ge=0, description="soft prompt tokens, P")
-    history_ids: bool = Field(True, description="show an item's semantic id in the history beside its soft tokens")
     trust_remote_code: bool = Field(False, description="run the code inside the base's own repository")
 
 
@@ -162,7 +161,6 @@ class Finetune(Settings):
     learning_rate: float = Field(3e-3, gt=0, description="peak of AdamW's schedule")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps for warm-up")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
-    dropout_ids: float = Field(0.0, ge=0, lt=1, description="chance to hide an item's semantic id in the history")
     text_weight: float = Field(0.0, ge=0, description="item-text samples per history, for free text")
     mixed_precision: Literal["auto", "no", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     evals: int = Field(4, ge=1, description="evaluations on validation during training")

@@ -1,0 +1,112 @@
+"""Exact constrained beam search over semantic ids, with the prompt's keys and values computed once.
+
+All beams of a user live in *one* sequence: each step appends the beams' tokens side by side, and a 4-D attention mask
+lets every beam see the prompt and its own ancestors only. So nothing is copied or re-ordered between steps, only
+the legal range of the output matrix is multiplied, and no Python runs per token or beam.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from genrec.trie import Filter, Trie
+
+
+class Scorer(Protocol):
+    """What beam search needs of a model."""
+
+    decoder: nn.Module  # a transformers decoder: (inputs_embeds, attention_mask, position_ids, past_key_values)
+
+    def sid_embed(self, level: int, codes: Tensor) -> Tensor:
+        """codes int64 [...] -> input vectors [..., D]."""
+        ...
+
+    def sid_logits(self, level: int, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> logits [..., C] of the level's codes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Beams, best first."""
+
+    items: Tensor  # int64 [B, W], -1 where fewer than W items are legal
+    scores: Tensor  # float32 [B, W], -inf there
+
+
+def attention_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """visible bool [B, Q, S] -> additive mask [B, 1, Q, S] for a transformers decoder."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+@torch.inference_mode()
+def beam_search(
+    model: Scorer,
+    embeds: Tensor,
+    lengths: Tensor,
+    trie: Trie,
+    beams: int,
+    allowed: Filter | None = None,
+) -> Ranked:
+    """The best legal items after each prompt.
+
+    With `beams` at least the number of legal prefixes at every level the result is exact; below that it is beam
+    search. The filter acts before the beams are chosen, so it never costs one.
+
+    Args:
+        embeds: [B, T, D] prompt vectors, padded on the right.
+        lengths: int64 [B] true lengths, at least 1.
+        trie: the catalogue's ids.
+        beams: W.
+        allowed: item bitmaps [B, N] pushed up the trie.
+
+    Returns:
+        Items and their log-probabilities (see `Ranked`).
+    """
+    device = embeds.device
+    batch, width, _ = embeds.shape
+    cache = DynamicCache()
+    positions = torch.arange(width, device=device)
+    real = positions < lengths[:, None]  # [B, T]
+    causal = positions[:, None] >= positions  # [T, T]
+    hidden = model.decoder(
+        inputs_embeds=embeds,
+        attention_mask=attention_mask(real[:, None] & causal, embeds.dtype),
+        position_ids=positions.expand(batch, -1),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    hidden = hidden[torch.arange(batch, device=device), lengths - 1][:, None]  # [B, 1, D]
+    state = torch.full((batch, 1), trie.root, dtype=torch.int64, device=device)
+    scores = torch.zeros(batch, 1, device=device)
+    seen = real[:, None]  # what each beam attends to so far: bool [B, W, S]
+    for level in range(trie.n_levels):
+        logp = model.sid_logits(level, hidden).float().log_softmax(-1)  # [B, W, C]
+        legal = trie.mask(state, level, allowed)
+        total = (scores[..., None] + logp).masked_fill(~legal, -torch.inf).flatten(1)  # [B, W * C]
+        scores, best = total.topk(min(beams, total.shape[1]), dim=1)  # [B, W']
+        parent, code = best // trie.n_codes, best % trie.n_codes
+        state = trie.step(state.gather(1, parent), code, level)
+        state = state.masked_fill(scores == -torch.inf, -1)
+        if level + 1 == trie.n_levels:
+            break
+        n = parent.shape[1]
+        inherited = seen.expand(batch, int(parent.max()) + 1, -1) if seen.shape[1] == 1 else seen
+        inherited = inherited.gather(1, parent[..., None].expand(-1, -1, seen.shape[2]))  # [B, W', S]
+        own = torch.eye(n, dtype=torch.bool, device=device).expand(batch, -1, -1)
+        seen = torch.cat([inherited, own], dim=2)  # [B, W', S + W']
+        hidden = model.decoder(
+            inputs_embeds=model.sid_embed(level, code).to(embeds.dtype),
+            attention_mask=attention_mask(seen, embeds.dtype),
+            position_ids=(lengths[:, None] + level).expand(-1, n),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+    items = trie.item(state.clamp(min=0)).masked_fill(state < 0, -1)
+    return Ranked(items, scores)

@@ -1,0 +1,1 @@
+"""Export, quantise, engines, gateway."""

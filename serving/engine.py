@@ -1,0 +1,68 @@
+"""What every engine does: ranked items for a history, and text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class RecommendRequest:
+    """One user's wish for items."""
+
+    history: list[str]  # item ids, oldest first; unknown ids are errors
+    k: int = 10
+    beams: int | None = None  # beam width; None: max(50, k) limited by the catalogue
+    exclude_seen: bool = True
+    categories: list[str] | None = None  # items in any of them
+    price_min: float | None = None
+    price_max: float | None = None
+    allow: list[str] | None = None  # only these item ids
+
+
+@dataclass(frozen=True)
+class RankedItem:
+    """One recommended item."""
+
+    item_id: str
+    score: float  # log-probability: sum over levels of the log-softmax over the level's codes
+    rank: int  # 1 is best
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """A wish for text about an item, for the user with this history."""
+
+    item_id: str
+    history: list[str] = field(default_factory=list)
+    max_tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """Text and why it ended ("stop" or "length")."""
+
+    text: str
+    finish_reason: str
+    token_ids: list[int]
+
+
+class Engine(Protocol):
+    """Loads an export once, then answers; safe to call from one thread at a time."""
+
+    name: str
+
+    def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
+        """Best items first, at most `k`, fewer only where fewer are allowed."""
+        ...
+
+    def generate(self, requests: Sequence[TextRequest]) -> list[TextResult]:
+        """Text for each request, in order."""
+        ...
+
+    def close(self) -> None:
+        """Free memory and processes."""
+        ...

@@ -1,0 +1,168 @@
+"""The export: the folder that serving loads, and that needs nothing of the run that made it.
+
+    manifest.json          layout of the vocabulary, versions, hash of the catalogue, settings
+    model/                 merged weights with the semantic-id rows inside, and the tokenizer
+    soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
+    adapter.safetensors    the adapter's weights and settings, for new items
+    items/                 catalog.parquet, codes.npy int32 [N, L], popularity.npy int64 [N]
+    README.md              model card
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genrec.artefacts import file_hash, read_manifest
+from genrec.catalog import Catalogue
+from genrec.errors import ArtefactError
+from genrec.prompts import Layout, Prompt, Prompter
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Export:
+    """A loaded export, without the language model's weights."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    layout: Layout
+    catalogue: Catalogue
+    codes: np.ndarray  # int32 [N, L]
+    popularity: np.ndarray  # int64 [N] training events per item
+    items: Tensor  # [N, K, D] soft tokens
+    prompt: Tensor  # [P, D] soft prompt
+
+    @property
+    def model_dir(self) -> Path:
+        return self.folder / "model"
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.model_dir)
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        return Prompter(self.tokenizer, self.layout, self.codes)
+
+    def splice(self, prompt: Prompt, embedding: Tensor) -> Tensor:
+        """Vectors [T, D] of a prompt: the model's own rows, with soft tokens in their slots.
+
+        Args:
+            prompt: the encoded prompt.
+            embedding: [V, D] the exported model's input embedding.
+        """
+        slots = torch.from_numpy(prompt.slots)
+        vectors = embedding[torch.from_numpy(prompt.input_ids)].clone()
+        soft, soft_prompt = slots >= 0, slots < -1
+        if soft.any():
+            vectors[soft] = self.items.flatten(0, 1)[slots[soft]].to(vectors.dtype)
+        if soft_prompt.any():
+            vectors[soft_prompt] = self.prompt[-2 - slots[soft_prompt]].to(vectors.dtype)
+        return vectors
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Export:
+        """Load an export folder.
+
+        Raises:
+            ArtefactError: the folder is no whole export, or its items are not those it was made with.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        result = manifest.get("result", {})
+        if result.get("format") != FORMAT:
+            raise ArtefactError(
+                f"{folder}: export format {result.get('format')!r}, this version reads {FORMAT}; export the run again"
+            )
+        catalogue_file = folder / "items" / "catalog.parquet"
+        if file_hash(catalogue_file) != result["catalogue_sha256"]:
+            raise ArtefactError(
+                f"{catalogue_file}: not the catalogue that this export was made with "
+                f"(SHA-256 {file_hash(catalogue_file)[:12]}, expected {result['catalogue_sha256'][:12]}); "
+                "run `genrec run` on the new catalogue and export again"
+            )
+        soft = load_file(folder / "soft.safetensors")
+        catalogue = Catalogue.load(folder / "items")
+        codes = np.load(folder / "items" / "codes.npy")
+        if len(codes) != len(catalogue.item_ids) or len(codes) != len(soft["items"]):
+            raise ArtefactError(
+                f"{folder}: {len(catalogue.item_ids)} items, {len(codes)} ids and {len(soft['items'])} soft tokens; "
+                "expected the same number of each; export the run again"
+            )
+        return cls(
+            folder=folder,
+            manifest=manifest,
+            layout=Layout(**result["layout"]),
+            catalogue=catalogue,
+            codes=codes,
+            popularity=np.load(folder / "items" / "popularity.npy"),
+            items=soft["items"],
+            prompt=soft["prompt"],
+        )
+
+
+def write_export(
+    folder: Path,
+    *,
+    model: Any,
+    tokenizer: Any,
+    layout: Layout,
+    catalogue: Catalogue,
+    codes: np.ndarray,
+    popularity: np.ndarray,
+    soft_items: Tensor,
+    soft_prompt: Tensor,
+    adapter_state: dict[str, Tensor],
+    adapter_settings: dict[str, Any],
+    card: str,
+) -> dict[str, Any]:
+    """Write everything but manifest.json into an empty folder; returns what the manifest's "result" must hold.
+
+    Args:
+        folder: empty folder (a stage's working folder).
+        model: merged transformers causal LM whose vocabulary holds ``layout.size`` tokens or more.
+        tokenizer: the base's tokenizer with the added tokens.
+        layout: where the added tokens are.
+        catalogue: the items.
+        codes: int32 [N, L].
+        popularity: int64 [N] training events.
+        soft_items: [N, K, D]; soft_prompt: [P, D].
+        adapter_state: the adapter's weights.
+        adapter_settings: what is needed to build the adapter again (JSON-able).
+        card: the model card in Markdown.
+    """
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    # a base's sampling defaults must never reach item decoding
+    (folder / "model" / "generation_config.json").unlink(missing_ok=True)
+    save_file(
+        {"items": soft_items.detach().contiguous(), "prompt": soft_prompt.detach().contiguous()},
+        folder / "soft.safetensors",
+    )
+    save_file({k: v.detach().contiguous() for k, v in adapter_state.items()}, folder / "adapter.safetensors")
+    (folder / "items").mkdir()
+    catalogue.save(folder / "items")
+    np.save(folder / "items" / "codes.npy", codes)
+    np.save(folder / "items" / "popularity.npy", popularity)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return {
+        "format": FORMAT,
+        "layout": dataclasses.asdict(layout),
+        "catalogue_sha256": file_hash(folder / "items" / "catalog.parquet"),
+        "adapter": adapter_settings,
+        "soft_dtype": str(soft_items.dtype).removeprefix("torch."),
+    }
