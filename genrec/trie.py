@@ -1,0 +1,189 @@
+"""Every valid semantic id as arrays on the device: which codes may come next, and which item a whole id names.
+
+A *node* of level ``l`` is one distinct prefix of ``l`` codes, numbered by its rank among the sorted prefixes; level 0
+holds the root alone, level ``L`` one node per item. The children of a node are therefore neighbours, sorted by code.
+For the ids ``[2, 0]``, ``[2, 3]``, ``[1, 3]`` level 1 has the nodes ``[1] -> 0`` and ``[2] -> 1``, level 2 has
+``[1, 3] -> 0``, ``[2, 0] -> 1`` and ``[2, 3] -> 2``, so ``item`` maps the final nodes 0, 1, 2 to the rows 2, 0, 1.
+
+Small levels are dense tables, the rest compressed sparse rows, as in STATIC (Su et al. 2026, arXiv:2602.22647).
+No call reads a value back to the host, so all of them may run inside a captured graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genrec.errors import DataError
+
+DENSE_CELLS = 1 << 22  # a level becomes a dense table up to this many cells (8 bytes each)
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Item bitmaps pushed up a trie: ``nodes[l]`` is bool [B, nodes of level l], true when an allowed item is below."""
+
+    nodes: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The step from the nodes of one level to the next.
+
+    keys: int64 [children], ``parent * C + code``, sorted; a child's place is its node id. codes: int64 [children].
+    offsets: int64 [parents + 1], the first child of each parent. fan_out: most children of one parent.
+    table: int64 [parents, C], child or -1, or None where that would be too large.
+    """
+
+    keys: Tensor
+    codes: Tensor
+    offsets: Tensor
+    fan_out: int
+    table: Tensor | None
+
+
+class Trie:
+    """The valid ids of a catalogue; states are int64 node ids, -1 is dead and stays dead."""
+
+    root = 0
+
+    def __init__(self, levels: list[_Level], rows: Tensor, n_codes: int) -> None:
+        self._levels = levels
+        self._rows = rows  # int64 [N]: final node -> catalogue row
+        self.n_items = len(rows)
+        self.n_levels = len(levels)
+        self.n_codes = n_codes
+        self.device = rows.device
+
+    @classmethod
+    def build(cls, codes: Tensor, n_codes: int, device: torch.device | str = "cpu") -> Trie:
+        """Sort the ids into a trie.
+
+        Args:
+            codes: int [N, L], the id of every catalogue row; all ids differ.
+            n_codes: codes per level, C.
+            device: where the trie's arrays and all results live.
+
+        Raises:
+            DataError: no ids, a code outside ``[0, C)``, or an id that two rows share.
+        """
+        if codes.ndim != 2 or 0 in codes.shape or codes.is_floating_point():
+            raise DataError(f"codes: expected whole numbers [N, L], found {codes.dtype} {list(codes.shape)}")
+        codes = codes.to(device=device, dtype=torch.int64)
+        outside = ((codes < 0) | (codes >= n_codes)).any(1).nonzero().flatten()
+        if len(outside):
+            bad = {row: codes[row].tolist() for row in outside[:SHOWN].tolist()}
+            raise DataError(
+                f"{len(outside)} of {len(codes)} ids hold a code outside [0, {n_codes}), first by row: {bad}; "
+                "take n_codes from the semantic ids that the codes come from"
+            )
+        node = torch.zeros(len(codes), dtype=torch.int64, device=device)
+        levels, n_parents = [], 1
+        for code in codes.unbind(1):
+            keys, node = torch.unique(node * n_codes + code, return_inverse=True)
+            levels.append(_level(keys, n_parents, n_codes))
+            n_parents = len(keys)
+        if n_parents < len(codes):
+            shared = (torch.bincount(node)[node] > 1).nonzero().flatten()
+            same = (node == node[shared[0]]).nonzero().flatten()[:SHOWN].tolist()
+            raise DataError(
+                f"{len(shared)} of {len(codes)} rows share their id with another; the first are rows {same} with id "
+                f"{codes[same[0]].tolist()}. One id names one item: take the codes of fit_semantic_ids unchanged"
+            )
+        return cls(levels, node.argsort(), n_codes)
+
+    def mask(self, state: Tensor, level: int, allowed: Filter | None = None) -> Tensor:
+        """The codes that lead on from each state; with a filter, only those that lead to an allowed item.
+
+        Args:
+            state: int64 [...]; with a filter [B, ...], where row b obeys the filter's row b.
+            level: codes read so far.
+            allowed: from `filter`; one row alone holds for every row of `state`.
+
+        Returns:
+            bool [..., C]; all false where the state is dead.
+        """
+        here = self._levels[level]
+        alive, node = state >= 0, state.clamp(min=0)
+        if here.table is not None:
+            child = here.table[node]  # [..., C]
+            legal = (child >= 0) & alive.unsqueeze(-1)
+            return (
+                legal if allowed is None else legal & _of_rows(allowed.nodes[level + 1], child.clamp(min=0))
+            )
+        # children past a node's last repeat the last: they write the same truth twice
+        last = here.offsets[node + 1].unsqueeze(-1) - 1
+        child = here.offsets[node].unsqueeze(-1) + torch.arange(here.fan_out, device=self.device)
+        child = torch.minimum(child, last)  # [..., fan_out]
+        legal = alive.unsqueeze(-1).expand(child.shape)
+        if allowed is not None:
+            legal = legal & _of_rows(allowed.nodes[level + 1], child)
+        out = torch.zeros(*state.shape, self.n_codes, dtype=torch.bool, device=self.device)
+        return out.scatter_(-1, here.codes[child], legal)
+
+    def step(self, state: Tensor, code: Tensor, level: int) -> Tensor:
+        """Read one more code.
+
+        Args:
+            state: int64 [...], nodes of `level`.
+            code: int64 [...]; anything outside ``[0, C)`` is illegal, not an error.
+            level: codes read so far.
+
+        Returns:
+            int64 [...], nodes of ``level + 1``; -1 where the state was dead or the code is illegal.
+        """
+        here = self._levels[level]
+        legal = (state >= 0) & (code >= 0) & (code < self.n_codes)
+        node, code = state.clamp(min=0), code.clamp(0, self.n_codes - 1)
+        if here.table is not None:
+            child = here.table[node, code]
+        else:
+            key = node * self.n_codes + code
+            child = torch.searchsorted(here.keys, key).clamp(max=len(here.keys) - 1)
+            legal = legal & (here.keys[child] == key)
+        return torch.where(legal, child, -1)
+
+    def item(self, state: Tensor) -> Tensor:
+        """Catalogue row of each final state: int64 [...] -> int64 [...], -1 where dead."""
+        return torch.where(state >= 0, self._rows[state.clamp(min=0)], -1)
+
+    def filter(self, items: Tensor) -> Filter:
+        """Push item bitmaps up the levels, so that a beam never enters a branch without an allowed item.
+
+        Args:
+            items: bool [B, N], the items that request b allows.
+
+        Raises:
+            DataError: the bitmap is not bool [B, N].
+        """
+        if items.ndim != 2 or items.shape[1] != self.n_items or items.dtype != torch.bool:
+            raise DataError(
+                f"filter: expected bool [B, {self.n_items}], found {items.dtype} {list(items.shape)}"
+            )
+        nodes = [items.to(self.device)[:, self._rows]]
+        for level in reversed(self._levels):
+            below = torch.nn.functional.pad(
+                nodes[0].cumsum(1, dtype=torch.int32), (1, 0)
+            )  # [B, children + 1]
+            nodes.insert(0, below[:, level.offsets[1:]] > below[:, level.offsets[:-1]])
+        return Filter(nodes)
+
+
+def _level(keys: Tensor, n_parents: int, n_codes: int) -> _Level:
+    parents, codes = keys // n_codes, keys % n_codes
+    offsets = torch.searchsorted(parents, torch.arange(n_parents + 1, device=keys.device))
+    table = None
+    if n_parents * n_codes <= DENSE_CELLS:
+        table = torch.full((n_parents * n_codes,), -1, device=keys.device)
+        table[keys] = torch.arange(len(keys), device=keys.device)
+        table = table.view(n_parents, n_codes)
+    return _Level(keys, codes, offsets, int(offsets.diff().max()), table)
+
+
+def _of_rows(nodes: Tensor, child: Tensor) -> Tensor:
+    """bool [B, nodes] looked up at int64 [B, ..., n] -> bool [B, ..., n]: row b of `child` in row b of `nodes`."""
+    rows = torch.arange(len(nodes), device=nodes.device).view(-1, *[1] * (child.ndim - 1))
+    return nodes[rows, child]

@@ -1,0 +1,215 @@
+"""The trie against a brute-force dictionary, with and without filters; item bitmaps against their definition."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrec import trie as trie_module
+from genrec.errors import DataError
+from genrec.trie import Trie
+
+
+@st.composite
+def catalogues(draw):
+    n_codes, n_levels = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    every = list(itertools.product(range(n_codes), repeat=n_levels))
+    ids = draw(st.lists(st.sampled_from(every), min_size=1, max_size=40, unique=True))
+    bitmaps = draw(
+        st.lists(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)), min_size=1, max_size=3)
+    )
+    return ids, n_codes, torch.tensor(bitmaps), draw(st.sampled_from([0, 8, 1 << 22]))
+
+
+def next_codes(ids, prefix, n_codes, keep):
+    """The oracle: codes that follow `prefix` in some kept id."""
+    found = {
+        one[len(prefix)] for one, kept in zip(ids, keep, strict=True) if kept and one[: len(prefix)] == prefix
+    }
+    return [code in found for code in range(n_codes)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(catalogues())
+def test_masks_steps_and_items_equal_brute_force(case):
+    ids, n_codes, bitmaps, cells = case
+    before, trie_module.DENSE_CELLS = trie_module.DENSE_CELLS, cells  # 0: every level compressed
+    try:
+        trie = Trie.build(torch.tensor(ids), n_codes)
+    finally:
+        trie_module.DENSE_CELLS = before
+    allowed = trie.filter(bitmaps)
+    row_of = {one: row for row, one in enumerate(ids)}
+    n_rows = len(bitmaps)
+    prefixes, states = [()], torch.tensor([Trie.root])
+    for level in range(trie.n_levels):
+        plain = trie.mask(states, level)
+        assert plain.tolist() == [next_codes(ids, p, n_codes, [True] * len(ids)) for p in prefixes]
+        filtered = trie.mask(states.expand(n_rows, -1), level, allowed)
+        for row, bitmap in enumerate(bitmaps.tolist()):
+            assert filtered[row].tolist() == [next_codes(ids, p, n_codes, bitmap) for p in prefixes]
+        # every state, live or illegal, takes every code and two that do not exist
+        codes = torch.arange(-1, n_codes + 1)
+        after = trie.step(states[:, None].expand(-1, len(codes)), codes.expand(len(states), -1), level)
+        assert (after[:, [0, -1]] == -1).all()
+        assert torch.equal(after[:, 1:-1] >= 0, plain)
+        prefixes = [(*p, int(c)) for p in prefixes for c in codes[1:-1]]
+        states = after[:, 1:-1].flatten()
+    for prefix, row in zip(prefixes, trie.item(states).tolist(), strict=True):
+        assert row == row_of.get(prefix, -1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(catalogues())
+def test_a_filtered_walk_always_ends_in_an_allowed_item(case):
+    ids, n_codes, bitmaps, _ = case
+    trie = Trie.build(torch.tensor(ids), n_codes)
+    allowed = trie.filter(bitmaps)
+    generator = torch.Generator().manual_seed(0)
+    state = torch.zeros(len(bitmaps), 16, dtype=torch.int64)
+    for level in range(trie.n_levels):
+        weights = trie.mask(state, level, allowed).float() + 1e-9  # an empty row walks at random
+        code = torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(state.shape)
+        state = trie.step(state, code, level)
+    items = trie.item(state)
+    for row, bitmap in enumerate(bitmaps):
+        if bitmap.any():
+            assert (items[row] >= 0).all()
+            assert bitmap[items[row]].all()
+
+
+def test_an_empty_filter_row_masks_everything_and_leaves_the_others_alone():
+    trie = Trie.build(torch.tensor([[2, 0], [2, 3], [1, 3]]), 4)
+    allowed = trie.filter(torch.tensor([[False] * 3, [True] * 3]))
+    for level, state in [(0, 0), (1, 0), (1, 1)]:
+        mask = trie.mask(torch.full((2, 5), state), level, allowed)
+        assert not mask[0].any()
+        assert torch.equal(mask[1], trie.mask(torch.full((5,), state), level))
+
+
+def test_the_docstring_example():
+    trie = Trie.build(torch.tensor([[2, 0], [2, 3], [1, 3]], dtype=torch.int32), 4)
+    assert (trie.n_items, trie.n_levels, trie.n_codes) == (3, 2, 4)
+    assert trie.item(torch.tensor([0, 1, 2, -1])).tolist() == [2, 0, 1, -1]
+    assert trie.step(torch.tensor([0, 0]), torch.tensor([1, 2]), 0).tolist() == [0, 1]
+
+
+def test_dead_states_stay_dead():
+    trie = Trie.build(torch.tensor([[2, 0], [2, 3], [1, 3]]), 4)
+    dead = torch.tensor([-1])
+    assert trie.step(dead, torch.tensor([3]), 1).tolist() == [-1]
+    assert not trie.mask(dead, 1).any()
+    assert not trie.mask(dead[:, None], 1, trie.filter(torch.ones(1, 3, dtype=torch.bool))).any()
+
+
+@pytest.mark.parametrize(
+    ("codes", "n_codes", "message"),
+    [
+        ([[0, 1], [1, 1], [0, 1]], 2, r"2 of 3 rows share .* rows \[0, 2\] with id \[0, 1\]"),
+        ([[0, 1], [1, 2]], 2, r"1 of 2 ids .* outside \[0, 2\).*\{1: \[1, 2\]\}"),
+        ([[0, -1]], 2, r"outside \[0, 2\).*\{0: \[0, -1\]\}"),
+        ([[0.0, 1.0]], 2, r"expected whole numbers \[N, L\], found torch.float32"),
+        ([0, 1], 2, r"found torch.int64 \[2\]"),
+    ],
+)
+def test_bad_ids_are_named(codes, n_codes, message):
+    with pytest.raises(DataError, match=message):
+        Trie.build(torch.tensor(codes), n_codes)
+
+
+def test_a_filter_of_another_catalogue_is_refused():
+    trie = Trie.build(torch.tensor([[0], [1]]), 2)
+    with pytest.raises(DataError, match=r"expected bool \[B, 2\], found torch.bool \[1, 3\]"):
+        trie.filter(torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(DataError, match=r"found torch.int64"):
+        trie.filter(torch.ones(1, 2, dtype=torch.int64))
+
+
+def test_half_a_million_items_build_in_seconds():
+    numbers = torch.randperm(1 << 21, generator=torch.Generator().manual_seed(0))[: 1 << 19]
+    codes = torch.stack([numbers >> 14, (numbers >> 7) % 128, numbers % 128], 1)
+    start = time.monotonic()
+    trie = Trie.build(codes, 128)
+    assert (
+        time.monotonic() - start < 10
+    )  # about 0.3 s; a Python loop over the rows takes longer than the limit
+    state = torch.zeros(len(codes), dtype=torch.int64)
+    for level in range(3):
+        state = trie.step(state, codes[:, level], level)
+    assert torch.equal(trie.item(state), torch.arange(len(codes)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_gpu_agrees_with_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.unique(torch.randint(0, 300, (5000, 3), generator=generator), dim=0)
+    bitmaps = torch.rand(4, len(codes), generator=generator) < 0.1
+    cpu, gpu = Trie.build(codes, 300), Trie.build(codes, 300, "cuda")
+    state = torch.zeros(4, 8, dtype=torch.int64)
+    for level in range(3):
+        want = cpu.mask(state, level, cpu.filter(bitmaps))
+        assert torch.equal(want, gpu.mask(state.cuda(), level, gpu.filter(bitmaps)).cpu())
+        code = torch.multinomial(want.flatten(0, 1).float(), 1, generator=generator).view(4, 8)
+        state = cpu.step(state, code, level)
+    assert torch.equal(cpu.item(state), gpu.item(state.cuda()).cpu())
+
+
+def catalogue():
+    from genrec.catalog import Catalogue
+
+    return Catalogue(
+        item_ids=["a", "b", "c", "d"],
+        titles=["A", "B", "C", "D"],
+        descriptions=[""] * 4,
+        categories=[["shoes"], ["shoes", "red"], ["hats"], []],
+        attributes=[{}] * 4,
+        prices=np.array([10, 20, np.nan, 30], np.float32),
+        images=[None] * 4,
+        available=np.array([True, True, True, False]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ({}, "abc"),
+        ({"seen": [1, 2, 1]}, "a"),
+        ({"categories": ["shoes"]}, "ab"),
+        ({"categories": ["red", "hats"]}, "bc"),
+        ({"categories": []}, ""),
+        ({"price_min": 20}, "b"),
+        ({"price_max": 20}, "ab"),
+        ({"price_min": 11, "price_max": 19}, ""),
+        ({"allow": ["c", "d"]}, "c"),
+        ({"allow": []}, ""),
+        ({"seen": [0], "categories": ["shoes"], "price_max": 99, "allow": ["a", "b", "c"]}, "b"),
+    ],
+)
+def test_item_bitmap_keeps(conditions, expected):
+    from genrec.filters import item_bitmap
+
+    items = catalogue()
+    keep = item_bitmap(items, **{"seen": [], **conditions})
+    assert keep.dtype == np.bool_
+    assert "".join(np.array(items.item_ids)[keep]) == expected
+    assert items.available.tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"seen": [0, 4, -1]}, r"rows \[4, -1\] are outside this catalogue's 0\.\.3"),
+        ({"categories": ["shoe"]}, r"categories: not in the catalogue: \['shoe'\] .*did you mean 'shoes'"),
+        ({"allow": ["a", "zz"]}, r"allow: not in the catalogue: \['zz'\] \(1 in all\)"),
+    ],
+)
+def test_item_bitmap_names_what_it_does_not_know(conditions, message):
+    from genrec.filters import item_bitmap
+
+    with pytest.raises(DataError, match=message):
+        item_bitmap(catalogue(), **{"seen": [], **conditions})
