@@ -148,21 +148,22 @@ class Align(Settings):
     batch_size: int = Field(64, ge=2, description="items per step")
     learning_rate: float = Field(2e-3, gt=0, description="peak of AdamW's schedule")
     contrastive_weight: float = Field(0.1, ge=0, description="weight of the contrastive term")
-    max_text_tokens: int = Field(48, ge=1, description="tokens of an item's text to reconstruct")
+    max_text_tokens: int = Field(64, ge=1, description="tokens of an item's text to reconstruct")
 
 
 class Finetune(Settings):
     """Fine-tuning by TRL's SFTTrainer."""
 
     epochs: float = Field(12, gt=0, description="passes over the histories")
-    batch_rows: int = Field(8, ge=1, description="packed rows per device and step")
-    pack_tokens: int = Field(512, ge=16, description="tokens per packed row")
+    batch_rows: int = Field(16, ge=1, description="packed rows per device and step")
+    pack_tokens: int = Field(256, ge=16, description="tokens per packed row")
     accumulate: int = Field(1, ge=1, description="gradient accumulation")
     learning_rate: float = Field(3e-3, gt=0, description="peak of AdamW's schedule")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps for warm-up")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
     text_weight: float = Field(0.0, ge=0, description="item-text samples per history, for free text")
     mixed_precision: Literal["auto", "no", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     evals: int = Field(4, ge=1, description="evaluations on validation during training")
     valid_users: int = Field(500, ge=1, description="users in each of them")
     patience: int = Field(3, ge=1, description="evaluations without a better N@10 before it stops")

@@ -1,0 +1,159 @@
+"""The command line: genrec run | init | doctor | serve | quantize | features | recommend."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from genrec.errors import GenrecError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="From a catalogue and a log to a served generative recommender.",
+)
+console = Console()
+Runs = Annotated[Path, typer.Option(help="folder that holds one folder per run")]
+Force = Annotated[bool, typer.Option("--force", help="run stages even when nothing changed")]
+
+
+@app.callback()
+def _logging(verbose: Annotated[bool, typer.Option("--verbose", help="say more")] = False) -> None:
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=True)],
+    )
+    logging.getLogger("genrec").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="a recipe: genrec init writes one")],
+    runs: Runs = Path("runs"),
+    force: Force = False,
+) -> None:
+    """The whole path: prepare, encode, ids, align, fine-tune, evaluate, report, export, quantise."""
+    from genrec.config import load_recipe
+    from genrec.evaluate import format_table
+    from genrec.pipeline import Run
+    from genrec.whole_path import whole_path
+
+    done = Run.create(load_recipe(recipe), runs, force)
+    metrics = whole_path(done)
+    console.print(format_table(metrics))
+    console.print(f"report: {done.folder / 'report.html'}")
+    console.print(f"serve:  genrec serve {done.folder / 'export'}")
+
+
+@app.command()
+def init(
+    items: Annotated[Path, typer.Argument(help="catalogue: JSONL, CSV or Parquet")],
+    log: Annotated[Path, typer.Argument(help="interactions: JSONL, CSV or Parquet")],
+    out: Annotated[Path, typer.Option(help="where to write the recipe")] = Path("recipe.yaml"),
+) -> None:
+    """Look at two files and write a commented recipe for them."""
+    from genrec.artefacts import write_text
+    from genrec.init_recipe import propose_recipe
+
+    write_text(out, propose_recipe(items, log))
+    console.print(f"{out}: read it, change what you like, then: genrec run {out}")
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can do, and what to install."""
+    from genrec.doctor import diagnose
+
+    table = Table("what", "status", "found", "what to do")
+    findings = diagnose()
+    colours = {"ok": "green", "warn": "yellow", "missing": "red"}
+    for finding in findings:
+        table.add_row(
+            finding.name, f"[{colours[finding.status]}]{finding.status}[/]", finding.found, finding.advice
+        )
+    console.print(table)
+
+
+@app.command()
+def serve(
+    export: Annotated[Path, typer.Argument(help="an export folder")],
+    engine: Annotated[str, typer.Option(help="auto, torch or vllm")] = "auto",
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+) -> None:
+    """Answer POST /v1/recommend and GET /healthz."""
+    from genrec.serving.gateway import serve as serve_export
+
+    serve_export(export, engine=engine, host=host, port=port)
+
+
+@app.command()
+def quantize(
+    export: Annotated[Path, typer.Argument(help="an export folder")],
+    method: Annotated[str, typer.Option(help="nf4 or int8")] = "int8",
+    users: Annotated[int, typer.Option(help="test users to compare lists on")] = 300,
+) -> None:
+    """Write a quantised copy beside an export and say what it costs."""
+    from genrec.quantise_run import quantise_and_compare
+
+    print_rows(quantise_and_compare(export, [method], users))
+
+
+@app.command()
+def features(
+    run_folder: Annotated[Path, typer.Argument(help="a run's folder")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write")] = Path("features.parquet"),
+) -> None:
+    """Write the aligned item vectors for other rankers; no LLM is loaded."""
+    from genrec.features import write_features
+
+    console.print(f"{out}: {write_features(run_folder, out)}")
+
+
+@app.command()
+def recommend(
+    export: Annotated[Path, typer.Argument(help="an export folder")],
+    history: Annotated[list[str], typer.Argument(help="item ids, oldest first")],
+    k: Annotated[int, typer.Option(help="how many items")] = 10,
+) -> None:
+    """The next items for one history."""
+    from genrec.recommender import Recommender
+
+    table = Table("rank", "item", "title", "log-probability")
+    with Recommender.load(export) as recommender:
+        titles = dict(
+            zip(recommender.export.catalogue.item_ids, recommender.export.catalogue.titles, strict=True)
+        )
+        for item in recommender.recommend(history, k=k):
+            table.add_row(str(item.rank), item.item_id, titles[item.item_id], f"{item.score:.3f}")
+    console.print(table)
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """A table of dictionaries with the same keys."""
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are one message and exit code 2."""
+    try:
+        app()
+    except GenrecError as err:
+        Console(stderr=True).print(f"[bold red]error:[/] {err}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+"""A run from a recipe: every stage in order, each skipped when nothing it depends on changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from genrec.artefacts import MANIFEST, file_hash, key_at, key_of, read_manifest, run_stage, write_text
+from genrec.config import Recipe, load_recipe
+from genrec.errors import ArtefactError
+from genrec.workspace import Workspace
+
+log = logging.getLogger(__name__)
+VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
+    "genrec-no-image": lambda r: r.model_copy(update={"encode": r.encode.model_copy(update={"image": None})}),
+    "genrec-no-soft": lambda r: r.model_copy(
+        update={
+            "backbone": r.backbone.model_copy(update={"soft_tokens": 0}),
+            "align": r.align.model_copy(update={"steps": 0}),
+        }
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder and recipe; `shared` is the parent's folder in a variant."""
+
+    folder: Path
+    recipe: Recipe
+    shared: Path
+    force: bool = False
+
+    @classmethod
+    def create(cls, recipe: Recipe, runs: Path, force: bool = False) -> Run:
+        """The run of a recipe under `runs`; saves the resolved recipe beside it."""
+        folder = runs / recipe.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "recipe.yaml", yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False))
+        return cls(folder, recipe, folder, force)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """A run that `create` made; raises ArtefactError when there is none."""
+        if not (folder / "recipe.yaml").is_file():
+            raise ArtefactError(f"{folder}: no recipe.yaml there, so no run; start one with genrec run RECIPE.yaml")
+        return cls(folder, load_recipe(folder / "recipe.yaml"), folder)
+
+    def variant(self, name: str) -> Run:
+        """The same run without one of its parts, on the same data."""
+        return Run(self.folder / "ablations" / name, VARIANTS[name](self.recipe), self.folder, self.force)
+
+    @cached_property
+    def space(self) -> Workspace:
+        return Workspace(self.recipe, self.folder, self.shared)
+
+    def _settings(self, *names: str) -> dict[str, Any]:
+        dump = json.loads(self.recipe.model_dump_json())
+        return {"seed": dump["seed"], **{name: dump[name] for name in names}}
+
+    # -- stages ------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """catalog/ and interactions/: read, checked, split."""
+        from genrec.catalog import read_catalogue
+        from genrec.interactions import read_log
+        from genrec.splits import split_log
+
+        data = self.recipe.data
+        items, interactions = data.items, data.interactions
+        if data.synthetic is not None:
+            from genrec.synthetic import make_synthetic
+
+            source = run_stage(
+                self.folder, "source", {"seed": self.recipe.seed, **data.synthetic.model_dump()}, {},
+                lambda out: make_synthetic(data.synthetic, self.recipe.seed, out) and None, self.force,
+            )  # fmt: skip
+            items, interactions = source / "items.jsonl", source / "interactions.parquet"
+        assert items is not None
+        assert interactions is not None
+        reading = self._settings("data")
+
+        def build_catalogue(out: Path) -> dict[str, Any]:
+            catalogue, quarantine = read_catalogue(
+                items,
+                data.item_columns,
+                max_bad_share=data.max_bad_share,
+                max_text_chars=data.max_text_chars,
+                max_pixels=data.max_pixels,
+            )
+            catalogue.save(out)
+            quarantine.save(out)
+            return {"items": len(catalogue.item_ids), "pictures": sum(i is not None for i in catalogue.images)}
+
+        folder = run_stage(self.folder, "catalog", reading, {"items": file_hash(items)}, build_catalogue, self.force)
+
+        def build_split(out: Path) -> dict[str, Any]:
+            catalogue = self.space.catalogue
+            events, quarantine = read_log(
+                interactions, data.interaction_columns, catalogue, max_bad_share=data.max_bad_share
+            )
+            split = split_log(
+                events,
+                len(catalogue.item_ids),
+                data.split,
+                seed=self.recipe.seed,
+                max_history=data.max_history,
+                cold_share=data.cold_share,
+                test_share=data.test_share,
+                max_users=data.max_users,
+            )
+            events.save(out)
+            split.save(out)
+            quarantine.save(out)
+            return {"users": len(events.user_ids), "events": len(events.items), "test_users": len(split.test.targets)}
+
+        inputs = {"log": file_hash(interactions), "catalog": key_at(folder)}
+        run_stage(self.folder, "interactions", reading, inputs, build_split, self.force)
+
+    def encode(self) -> None:
+        """features/text and features/image."""
+        from genrec.encoders import encode
+
+        for modality in ("text", "image"):
+            settings = getattr(self.recipe.encode, modality)
+            if settings is None:
+                continue
+
+            def build(out: Path, modality: str = modality, settings: Any = settings) -> dict[str, Any]:
+                features = encode(self.space.catalogue, modality, settings, self.folder / ".cache" / modality)
+                features.save(out)
+                return {"shape": list(features.values.shape), "present": int(features.present.sum())}
+
+            inputs = {"catalog": key_at(self.folder / "catalog")}
+            if settings.path is not None:
+                inputs["path"] = file_hash(settings.path)
+            run_stage(
+                self.folder, f"features/{modality}", json.loads(settings.model_dump_json()), inputs, build, self.force
+            )
+
+    def _feature_keys(self) -> dict[str, str]:
+        return {m: key_at(self.shared / "features" / m) for m in self.space.features}
+
+    def semantic_ids(self) -> None:
+        """semantic_ids/: codes fitted on items seen in training; the others through the frozen codebooks."""
+        from genrec.semantic_ids import fit_semantic_ids
+
+        def build(out: Path) -> dict[str, Any]:
+            settings, split = self.recipe.semantic_ids, self.space.split
+            ids = fit_semantic_ids(
+                self.space.features,
+                method=settings.method,
+                levels=settings.levels,
+                codes=settings.codes,
+                seed=self.recipe.seed,
+                histories=split.train,
+                collaborative_dim=settings.collaborative_dim,
+                collaborative_weight=settings.collaborative_weight,
+                fit_on=~split.cold,
+            )
+            ids.save(out)
+            return ids.report
+
+        inputs = {**self._feature_keys(), "interactions": key_at(self.shared / "interactions")}
+        run_stage(self.folder, "semantic_ids", self._settings("semantic_ids"), inputs, build, self.force)
+
+    def base(self) -> None:
+        """base/: the scratch LM, the language part of a multimodal base, or a note where the base is."""
+        from genrec.bases import extract_language_part, is_multimodal
+        from genrec.scratch import make_scratch
+
+        backbone = self.recipe.backbone
+        scratch = backbone.base.startswith("scratch:")
+
+        def build(out: Path) -> dict[str, Any]:
+            if scratch:
+                shape = backbone.scratch.model_dump()
+                return {"path": None, **make_scratch(self.space.catalogue.texts(), out, seed=self.recipe.seed, **shape)}
+            if is_multimodal(backbone.base, backbone.trust_remote_code):
+                return {"path": None, **extract_language_part(backbone.base, out, backbone.trust_remote_code)}
+            return {"path": backbone.base}
+
+        settings = {"base": backbone.base, **({"scratch": backbone.scratch.model_dump(), "seed": self.recipe.seed} if scratch else {})}
+        inputs = {"catalog": key_at(self.folder / "catalog")} if scratch else {}
+        config = Path(backbone.base) / "config.json"
+        if not scratch and config.is_file():
+            inputs["config"] = file_hash(config)
+        run_stage(self.folder, "base", settings, inputs, build, self.force)
+
+    def align(self) -> None:
+        """alignment/: the adapter against the frozen LLM; skipped with no soft tokens or no steps."""
+        if self.recipe.align.steps == 0 or self.recipe.backbone.soft_tokens == 0:
+            shutil.rmtree(self.folder / "alignment", ignore_errors=True)  # of an earlier recipe
+            return
+        from genrec.training.align import align
+
+        run_stage(
+            self.folder, "alignment", self._settings("align", "adapter", "backbone"),
+            {**self._feature_keys(), "base": key_at(self.shared / "base"), "catalog": key_at(self.shared / "catalog"),
+             "semantic_ids": key_at(self.folder / "semantic_ids")},
+            lambda out: align(self.space, out), self.force,
+        )  # fmt: skip
+
+    def finetune(self, force: bool = False) -> None:
+        """lora/: the tuned weights; under accelerate launch every process trains and the first one writes."""
+        from accelerate import PartialState
+
+        from genrec.training.finetune import finetune, save_finetuned
+
+        inputs = {
+            **self._feature_keys(),
+            "interactions": key_at(self.shared / "interactions"),
+            "semantic_ids": key_at(self.folder / "semantic_ids"),
+            "base": key_at(self.shared / "base"),
+        }
+        if (self.folder / "alignment" / MANIFEST).is_file():
+            inputs["alignment"] = key_at(self.folder / "alignment")
+        settings = self._settings("finetune", "adapter", "backbone")
+        settings["exclude_seen"] = self.recipe.data.exclude_seen
+        checkpoints = self.folder / ".checkpoints" / key_of({"settings": settings, "inputs": inputs})[:16]
+        force = force or self.force
+        if force:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        state = PartialState()
+        if not state.is_main_process:
+            target = self.folder / "lora" / MANIFEST
+            stage_key = key_of({"stage": "lora", "settings": settings, "inputs": inputs})
+            done = not force and target.is_file() and key_at(self.folder / "lora") == stage_key
+            state.wait_for_everyone()
+            if not done:
+                finetune(self.space, checkpoints)
+            return
+        state.wait_for_everyone()
+        run_stage(
+            self.folder, "lora", settings, inputs,
+            lambda out: save_finetuned(*finetune(self.space, checkpoints), out), force,
+        )  # fmt: skip
+        shutil.rmtree(self.folder / ".checkpoints", ignore_errors=True)
+
+    def train(self) -> None:
+        """semantic ids, alignment and fine-tuning: what a variant does again."""
+        self.semantic_ids()
+        self.align()
+        self.finetune()
+
+    def rank_test(self) -> np.ndarray:
+        """The generator's top 50 for every test case: int32 [n, 50]."""
+        from genrec.ranking import rank_cases
+
+        space = self.space
+        backbone = space.tuned_backbone()
+        return rank_cases(
+            backbone,
+            space.prompter,
+            space.trie(backbone.device),
+            space.split.test,
+            available=space.catalogue.available,
+            exclude_seen=self.recipe.data.exclude_seen,
+            beams=self.recipe.evaluate.beams,
+        )
+
+    def export(self) -> Path:
+        """export/: merged weights and everything that serving needs."""
+        from genrec.serving.export import write_export
+        from genrec.serving.model_card import model_card
+
+        def build(out: Path) -> dict[str, Any]:
+            space, recipe = self.space, self.recipe
+            exact = "float32" if recipe.backbone.load_in == "float32" else "bfloat16"
+            backbone = space.tuned_backbone(load_in=exact)
+            soft = backbone.all_soft_tokens(len(space.catalogue.item_ids))
+            prompt = backbone.soft_prompt.detach().float().cpu()
+            adapter = {} if backbone.adapter is None else backbone.adapter.state_dict()
+            tokenizer = space.tokenizer
+            tokenizer.add_tokens(space.layout.token_strings(), special_tokens=True)
+            metrics = self.folder / "eval" / "metrics.json"
+            return write_export(
+                out,
+                model=backbone.merged(),
+                tokenizer=tokenizer,
+                layout=space.layout,
+                catalogue=space.catalogue,
+                codes=space.semantic_ids.codes,
+                popularity=space.popularity,
+                soft_items=soft,
+                soft_prompt=prompt,
+                adapter_state=adapter,
+                adapter_settings={
+                    **recipe.adapter.model_dump(),
+                    "dims": {m: f.values.shape[2] for m, f in space.features.items()},
+                },
+                card=model_card(
+                    name=recipe.name,
+                    base=recipe.backbone.base,
+                    data_summary={
+                        "items": len(space.catalogue.item_ids),
+                        "training histories": len(space.split.train),
+                        "training events": int(space.popularity.sum()),
+                    },
+                    split=recipe.data.split,
+                    metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None,
+                    settings=json.loads(recipe.model_dump_json()),
+                ),
+            )
+
+        inputs = {"lora": key_at(self.folder / "lora"), "catalog": key_at(self.shared / "catalog")}
+        if (self.folder / "eval" / MANIFEST).is_file():
+            inputs["eval"] = key_at(self.folder / "eval")
+        return run_stage(self.folder, "export", {"name": self.recipe.name}, inputs, build, self.force)
+
+    def curves(self) -> dict[str, list[dict[str, Any]]]:
+        """Learning curves of pre-training, alignment and fine-tuning, where they exist."""
+        curves = {}
+        for name, stage in (("pre-train", "base"), ("align", "alignment")):
+            folder = (self.shared if stage == "base" else self.folder) / stage
+            if (folder / MANIFEST).is_file() and "curve" in read_manifest(folder)["result"]:
+                curves[name] = read_manifest(folder)["result"]["curve"]
+        curves["finetune"] = json.loads((self.folder / "lora" / "curve.json").read_text(encoding="utf-8"))
+        return curves

@@ -1,0 +1,64 @@
+"""The generator as a ranker: the best legal items after each history."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from genrec.backbone import Backbone, collate_prompts
+from genrec.decode import beam_search
+from genrec.prompts import Prompter
+from genrec.splits import Cases
+from genrec.trie import Trie
+
+
+def rank_cases(
+    backbone: Backbone,
+    prompter: Prompter,
+    trie: Trie,
+    cases: Cases,
+    *,
+    available: np.ndarray,
+    exclude_seen: bool,
+    beams: int,
+    k: int = 50,
+    batch_tokens: int = 16_384,
+) -> np.ndarray:
+    """The generator's top items for every case.
+
+    Args:
+        backbone: in eval mode.
+        prompter: encodes for the same catalogue as the trie.
+        trie: semantic ids.
+        cases: histories to continue.
+        available: bool [N]; other items are never ranked.
+        exclude_seen: leave out the items of a case's own history.
+        beams: beam width.
+        k: items per case.
+        batch_tokens: prompt tokens per forward pass, padding included.
+
+    Returns:
+        int32 [n, k], best first, -1 where there are fewer.
+    """
+    top = np.full((len(cases.targets), k), -1, np.int32)
+    prompts = [prompter.next_item(history) for history in cases.histories]
+    order = np.argsort([len(p.input_ids) for p in prompts], kind="stable")
+    open_items = torch.from_numpy(available).to(backbone.device)
+    start = 0
+    with torch.inference_mode():
+        while start < len(order):
+            size = max(1, min(128, batch_tokens // len(prompts[order[min(start + 127, len(order) - 1)]].input_ids)))
+            rows = order[start : start + size]
+            start += size
+            ids, slots, lengths = collate_prompts([prompts[r] for r in rows], prompter.layout, backbone.device)
+            allowed = open_items.repeat(len(rows), 1)
+            if exclude_seen:
+                owner = np.repeat(np.arange(len(rows)), [len(cases.histories[r]) for r in rows])
+                items = np.concatenate([cases.histories[r] for r in rows]).astype(np.int64)
+                allowed[torch.from_numpy(owner), torch.from_numpy(items)] = False
+            ranked = beam_search(
+                backbone, backbone.embed(ids, slots), lengths, trie, beams, trie.filter(allowed)
+            ).items.cpu()
+            n = min(k, ranked.shape[1])
+            top[rows, :n] = ranked[:, :n].to(torch.int32).numpy()
+    return top

@@ -1,0 +1,138 @@
+"""A run's folder seen as nouns: what the earlier stages wrote, loaded when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from genrec.adapters import build_adapter
+from genrec.artefacts import read_manifest
+from genrec.backbone import Backbone
+from genrec.bases import load_base
+from genrec.catalog import Catalogue
+from genrec.config import Recipe
+from genrec.encoders.features import Features
+from genrec.prompts import Layout, Prompter
+from genrec.semantic_ids import SemanticIds
+from genrec.splits import Split
+from genrec.trie import Trie
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One run, or a variant of it that shares the parent's data and features."""
+
+    recipe: Recipe
+    folder: Path
+    shared: Path  # where catalog/, interactions/, features/ and base/ are: `folder`, or the parent run's
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return Catalogue.load(self.shared / "catalog")
+
+    @cached_property
+    def split(self) -> Split:
+        return Split.load(self.shared / "interactions")
+
+    @cached_property
+    def features(self) -> dict[str, Features]:
+        """Modality -> features of all items, as the recipe wants them."""
+        wanted = [m for m in ("text", "image") if getattr(self.recipe.encode, m) is not None]
+        return {m: Features.load(self.shared / "features" / m) for m in wanted}
+
+    @cached_property
+    def semantic_ids(self) -> SemanticIds:
+        return SemanticIds.load(self.folder / "semantic_ids")
+
+    @cached_property
+    def base_path(self) -> str:
+        """What `load_base` takes: the folder of a scratch or extracted base, or the recipe's own name."""
+        return str(read_manifest(self.shared / "base")["result"]["path"] or self.shared / "base")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            self.base_path, trust_remote_code=self.recipe.backbone.trust_remote_code
+        )
+
+    @cached_property
+    def layout(self) -> Layout:
+        backbone = self.recipe.backbone
+        return Layout(
+            base_vocab=len(self.tokenizer),
+            levels=self.semantic_ids.codes.shape[1],
+            n_codes=self.semantic_ids.n_codes,
+            soft_tokens=backbone.soft_tokens,
+            soft_prompt=backbone.soft_prompt,
+            bos=self.tokenizer.bos_token_id,
+            eos=self.tokenizer.eos_token_id,
+        )
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        return Prompter(self.tokenizer, self.layout, self.semantic_ids.codes)
+
+    def trie(self, device: torch.device | str = "cpu") -> Trie:
+        return Trie.build(torch.from_numpy(self.semantic_ids.codes), self.semantic_ids.n_codes, torch.device(device))
+
+    @property
+    def popularity(self) -> np.ndarray:
+        """int64 [N]: training events per item."""
+        events = np.concatenate([*self.split.train, np.empty(0, np.int32)])
+        return np.bincount(events.astype(np.int64), minlength=len(self.catalogue.item_ids))
+
+    @property
+    def adapter_settings(self) -> dict[str, Any]:
+        """The recipe's settings that this kind of adapter takes."""
+        settings = self.recipe.adapter.model_dump(exclude={"kind"})
+        return settings if self.recipe.adapter.kind == "qformer" else {k: settings[k] for k in ("width", "dropout")}
+
+    def backbone(self, *, tuned: bool, load_in: str | None = None) -> Backbone:
+        """A fresh backbone with the aligned adapter in it where there is one.
+
+        Args:
+            tuned: with LoRA or a trainable base as the recipe says; False: a frozen base without LoRA.
+            load_in: another precision of the base than the recipe's.
+        """
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed)
+        lm, _ = load_base(
+            self.base_path, load_in or recipe.backbone.load_in, recipe.backbone.trust_remote_code
+        )
+        embedding = lm.get_input_embeddings().weight
+        adapter = None
+        if recipe.backbone.soft_tokens:
+            adapter = build_adapter(
+                recipe.adapter.kind,
+                {m: f.values.shape[2] for m, f in self.features.items()},
+                recipe.backbone.soft_tokens,
+                embedding.shape[1],
+                rms=embedding.float().square().mean().sqrt().item(),
+                **self.adapter_settings,
+            )
+        backbone = Backbone(
+            lm,
+            self.layout,
+            adapter,
+            self.features if adapter is not None else {},
+            lora=recipe.backbone.lora.model_dump() if tuned and recipe.backbone.tune == "lora" else None,
+            tune_base=tuned and recipe.backbone.tune == "full",
+        )
+        aligned = self.folder / "alignment" / "aligned.safetensors"
+        if aligned.is_file() and adapter is not None:
+            backbone.load_trained(load_file(aligned))
+        return backbone
+
+    def tuned_backbone(self, load_in: str | None = None) -> Backbone:
+        """The fine-tuned backbone, in eval mode."""
+        backbone = self.backbone(tuned=True, load_in=load_in)
+        backbone.load_trained(load_file(self.folder / "lora" / "trained.safetensors"))
+        return backbone.eval()
