@@ -277,7 +277,7 @@ def _price(value: Any) -> float:
         price = float(value.strip().lstrip("$€£¥ ") if isinstance(value, str) else value)
     except (TypeError, ValueError):
         raise _BadRowError("price is not a number") from None
-    if math.isinf(price) or abs(price) > np.finfo(np.float32).max:
+    if math.isinf(price) or price > float(np.finfo(np.float32).max):
         raise _BadRowError("price is not finite")
     if price < 0:
         raise _BadRowError("price is negative")

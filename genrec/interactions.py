@@ -123,7 +123,7 @@ def read_log(
     item_ids = text_column(table["item_id"])
     user = pc.fill_null(users.indices, -1).to_numpy().astype(np.int64)
     item = pc.fill_null(pc.index_in(item_ids, pa.array(catalogue.item_ids)), -1).to_numpy().astype(np.int32)
-    time = _seconds(table["timestamp"])
+    time = timestamps(table["timestamp"])
     reason = np.select(
         [
             user < 0,
@@ -175,11 +175,11 @@ def _set_aside(
     return bad
 
 
-def _seconds(column: pa.ChunkedArray) -> np.ndarray:
+def timestamps(column: pa.ChunkedArray) -> np.ndarray:
     """Timestamps as float64 [E]; NaN where they are missing or cannot be read."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _seconds(column.cast(kind.value_type))
+        return timestamps(column.cast(kind.value_type))
     if pa.types.is_temporal(kind) and not pa.types.is_duration(kind) and not pa.types.is_time(kind):
         micros = column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64())
         return pc.divide(micros.cast(pa.float64(), safe=False), 1e6).to_numpy()
