@@ -38,7 +38,7 @@ _SCHEMA = pa.schema(
         "available": pa.bool_(),
     }
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of surrogate pairs
 _YES = {"true", "1", "1.0", "yes", "y", "t"}
 _NO = {"false", "0", "0.0", "no", "n", "f"}
 
@@ -161,7 +161,6 @@ def read_catalogue(
     table = table.set_column(table.column_names.index("item_id"), "item_id", text_column(table["item_id"]))
     bad = Quarantine(path, table.num_rows)
     good: dict[str, dict[str, Any]] = {}
-    listed: list[list[str]] = []
     origin: list[tuple[int, dict[str, Any]]] = []
     for number, raw in enumerate(table.to_pylist(), 1):
         item_id = raw["item_id"]
@@ -171,12 +170,13 @@ def read_catalogue(
             if item_id in good:
                 raise _BadRowError("duplicate item_id")
             good[item_id] = _parse(raw, max_text_chars)
+        except RecursionError:
+            bad.add(number, item_id, "nested too deeply", raw)
         except _BadRowError as err:
             bad.add(number, item_id, str(err), raw)
         else:
-            listed.append(_strings(raw.get("images"), split=None))
             origin.append((number, raw))
-    images = _first_readable(path, listed, origin, bad, max_pixels)
+    images = _first_readable(path, [item["images"] for item in good.values()], origin, bad, max_pixels)
     bad.check(max_bad_share)
     if not good:
         raise DataError(f"{path}: none of the {bad.n_rows} rows is usable: {bad.counts}")
@@ -207,6 +207,7 @@ def _parse(raw: Mapping[str, Any], max_text_chars: int) -> dict[str, Any]:
             raise _BadRowError(f"{name} too long")
     item["categories"] = list(dict.fromkeys(_strings(raw.get("categories"), split="|")))
     item["attributes"] = _attributes(raw.get("attributes"))
+    item["images"] = _strings(raw.get("images"), split=None)
     item["price"] = _price(raw.get("price"))
     item["available"] = _available(raw.get("available"))
     return item

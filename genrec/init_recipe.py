@@ -125,7 +125,7 @@ def _shared_key(items: Path, item_table: pa.Table, log: Path, log_table: pa.Tabl
             f"cannot tell which columns hold the item ids: no unique column of {items} "
             f"{item_table.column_names} has the values of a column of {log} "
             f"{log_table.column_names}. "
-            "Check that the files belong together, or write data.item_columns and data.interaction_columns by hand"
+            "Check that the files belong together, or write the two column maps by hand"
         )
     return best[2], best[3]
 

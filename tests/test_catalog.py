@@ -42,7 +42,9 @@ FULL = {
 
 
 def test_fields_and_texts(tmp_path):
-    catalogue, bad = read(write(tmp_path, [FULL, {"item_id": 7, "categories": "x|y| ", "attributes": "{}"}]))
+    catalogue, bad = read(
+        write(tmp_path, [FULL, {"item_id": 7, "categories": "x|y| ", "attributes": '{"\\ud800": 1}'}])
+    )
     assert not bad.rows
     assert catalogue.item_ids == ["a", "7"]
     assert catalogue.index == {"a": 0, "7": 1}
@@ -99,7 +101,8 @@ BAD_ROWS = [
     ({"item_id": "5", "price": 1e39}, "price is not finite"),
     ({"item_id": "6", "price": -1}, "price is negative"),
     ({"item_id": "7", "attributes": "not json"}, "attributes are not a JSON object"),
-    ({"item_id": "8", "available": "maybe"}, "available is neither true nor false"),
+    ({"item_id": "8", "categories": json.loads("[" * 600 + "]" * 600)}, "nested too deeply"),
+    ({"item_id": "9", "available": "maybe"}, "available is neither true nor false"),
 ]
 
 
