@@ -1,0 +1,48 @@
+"""Built-in text features, no download: hashed TF-IDF of words and word pairs, then truncated SVD (LSA).
+
+Deerwester et al., "Indexing by Latent Semantic Analysis" (1990).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.preprocessing import normalize
+
+from genrec.catalog import Catalogue
+from genrec.config import Encoder
+from genrec.encoders.features import Features
+
+log = logging.getLogger(__name__)
+_BUCKETS = 2**18  # of the hash; 12,000 items with 20 words each collide on a few per cent of their pairs
+
+
+def encode_text_builtin(catalogue: Catalogue, settings: Encoder, cache_dir: Path) -> Features:
+    """Unit vectors float32 [N, 1, settings.dim], fitted on this catalogue; narrower when that is too small.
+
+    Items without a word are absent. Nothing is cached: the fit needs all items and takes seconds.
+    """
+    counts = HashingVectorizer(
+        n_features=_BUCKETS, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", alternate_sign=False, norm=None
+    ).transform(catalogue.texts())
+    present = np.diff(counts.indptr) > 0
+    in_items = np.bincount(counts.indices, minlength=_BUCKETS)
+    shared = in_items > 1  # what only one item says tells nothing about which items are alike
+    counts = counts[:, shared if shared.sum() > 1 else in_items > 0]
+    weights = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+    dim = min(settings.dim, min(weights.shape) - 1)
+    if dim < 1:  # one item, or one word: nothing to factorise
+        values = weights.toarray()
+    else:
+        values = TruncatedSVD(dim, random_state=0).fit_transform(weights)
+    if values.shape[1] < settings.dim:
+        log.warning(
+            "built-in text features are %d wide, not %d: %d items share %d words and pairs",
+            *(values.shape[1], settings.dim, *weights.shape),
+        )
+    values = normalize(values).astype(np.float32)
+    return Features(values[:, None, :], present)
