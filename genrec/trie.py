@@ -1,12 +1,13 @@
-"""Every valid semantic id as arrays on the device: which codes may come next, and which item a whole id names.
+"""Every valid semantic id as arrays on the device: which codes may come next, which item a whole id names.
 
-A *node* of level ``l`` is one distinct prefix of ``l`` codes, numbered by its rank among the sorted prefixes; level 0
-holds the root alone, level ``L`` one node per item. The children of a node are therefore neighbours, sorted by code.
-For the ids ``[2, 0]``, ``[2, 3]``, ``[1, 3]`` level 1 has the nodes ``[1] -> 0`` and ``[2] -> 1``, level 2 has
-``[1, 3] -> 0``, ``[2, 0] -> 1`` and ``[2, 3] -> 2``, so ``item`` maps the final nodes 0, 1, 2 to the rows 2, 0, 1.
+A *node* of level ``l`` is one distinct prefix of ``l`` codes, numbered by its rank among the sorted prefixes;
+level 0 holds the root alone, level ``L`` one node per item. The children of a node are therefore
+neighbours, sorted by code. For the ids ``[2, 0]``, ``[2, 3]``, ``[1, 3]`` level 1 has the nodes ``[1] -> 0``
+and ``[2] -> 1``, level 2 has ``[1, 3] -> 0``, ``[2, 0] -> 1``, ``[2, 3] -> 2``, and `item` maps the final
+nodes 0, 1, 2 to the rows 2, 0, 1.
 
-Small levels are dense tables, the rest compressed sparse rows, as in STATIC (Su et al. 2026, arXiv:2602.22647).
-No call reads a value back to the host, so all of them may run inside a captured graph.
+Small levels are dense tables, the rest compressed sparse rows (STATIC, Su et al. 2026, arXiv:2602.22647).
+After `build` nothing is read back to the host, so that a decoding step may run inside a captured graph.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Filter:
-    """Item bitmaps pushed up a trie: ``nodes[l]`` is bool [B, nodes of level l], true when an allowed item is below."""
+    """Item bitmaps pushed up a trie: ``nodes[l]``, bool [B, nodes of level l]: an allowed item is below."""
 
     nodes: list[Tensor]
 
@@ -33,9 +34,12 @@ class Filter:
 class _Level:
     """The step from the nodes of one level to the next.
 
-    keys: int64 [children], ``parent * C + code``, sorted; a child's place is its node id. codes: int64 [children].
-    offsets: int64 [parents + 1], the first child of each parent. fan_out: most children of one parent.
-    table: int64 [parents, C], child or -1, or None where that would be too large.
+    Attributes:
+        keys: int64 [children], ``parent * C + code``, sorted; a child's place is its node id.
+        codes: int64 [children].
+        offsets: int64 [parents + 1], the first child of each parent.
+        fan_out: most children of one parent.
+        table: int64 [parents, C], child or -1; None where that would be too large.
     """
 
     keys: Tensor
@@ -77,7 +81,7 @@ class Trie:
         if len(outside):
             bad = {row: codes[row].tolist() for row in outside[:SHOWN].tolist()}
             raise DataError(
-                f"{len(outside)} of {len(codes)} ids hold a code outside [0, {n_codes}), first by row: {bad}; "
+                f"{len(outside)} of {len(codes)} ids hold a code outside [0, {n_codes}), by row: {bad}; "
                 "take n_codes from the semantic ids that the codes come from"
             )
         node = torch.zeros(len(codes), dtype=torch.int64, device=device)
@@ -90,8 +94,8 @@ class Trie:
             shared = (torch.bincount(node)[node] > 1).nonzero().flatten()
             same = (node == node[shared[0]]).nonzero().flatten()[:SHOWN].tolist()
             raise DataError(
-                f"{len(shared)} of {len(codes)} rows share their id with another; the first are rows {same} with id "
-                f"{codes[same[0]].tolist()}. One id names one item: take the codes of fit_semantic_ids unchanged"
+                f"{len(shared)} of {len(codes)} rows share their id with another; the first are rows {same} "
+                f"with id {codes[same[0]].tolist()}; one id names one item, fit_semantic_ids sees to it"
             )
         return cls(levels, node.argsort(), n_codes)
 
@@ -184,6 +188,6 @@ def _level(keys: Tensor, n_parents: int, n_codes: int) -> _Level:
 
 
 def _of_rows(nodes: Tensor, child: Tensor) -> Tensor:
-    """bool [B, nodes] looked up at int64 [B, ..., n] -> bool [B, ..., n]: row b of `child` in row b of `nodes`."""
+    """Row b of `nodes`, bool [B, nodes], read at row b of `child`, int64 [B, ..., n] -> bool [B, ..., n]."""
     rows = torch.arange(len(nodes), device=nodes.device).view(-1, *[1] * (child.ndim - 1))
     return nodes[rows, child]

@@ -1,4 +1,4 @@
-"""The trie against a brute-force dictionary, with and without filters; item bitmaps against their definition."""
+"""The trie against brute force, with and without filters; item bitmaps against their definition."""
 
 import itertools
 import time
@@ -45,7 +45,8 @@ def test_masks_steps_and_items_equal_brute_force(case):
     allowed = trie.filter(bitmaps)
     row_of = {one: row for row, one in enumerate(ids)}
     n_rows = len(bitmaps)
-    prefixes, states = [()], torch.tensor([Trie.root])
+    prefixes: list[tuple[int, ...]] = [()]
+    states = torch.tensor([Trie.root])
     for level in range(trie.n_levels):
         plain = trie.mask(states, level)
         assert plain.tolist() == [next_codes(ids, p, n_codes, [True] * len(ids)) for p in prefixes]
