@@ -233,10 +233,9 @@ def _curves(curves: dict[str, list[dict[str, Any]]]) -> Markup | None:
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.4 * columns, 2.4 * rows), layout="constrained")
     axes = _axes(figure, rows, columns)
-    for ax, (name, steps, numbers) in zip(axes, panels, strict=False):
-        ax.plot(
-            steps, numbers, color=ACCENT, linewidth=1.5, marker="o" if len(xs) < 15 else None, markersize=3
-        )
+    for ax, (name, xs, ys) in zip(axes, panels, strict=False):
+        marker = "o" if len(xs) < 15 else None
+        ax.plot(xs, ys, color=ACCENT, linewidth=1.5, marker=marker, markersize=3)
         ax.set_title(name, fontsize=10, color=INK, parse_math=False)
         ax.set_xlabel("step", fontsize=9, color=INK)
     for ax in axes[len(panels) :]:
