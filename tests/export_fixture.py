@@ -59,9 +59,9 @@ def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 def make_export(folder: Path, *, arch: str = "qwen3", n_items: int = 60, seed: int = 0) -> Path:
     """Write an export that `Export.load` and both engines take.
 
-    L = 3, C = 8, K = 2, P = 3, D = 64; the Llama has a begin token, the Qwen3 none. The weights are wide enough
-    for the scores of two items to differ by far more than rounding, and the model's vocabulary is a little
-    larger than the tokenizer's.
+    L = 3, C = 8, K = 2, P = 3, D = 64; the Llama has a begin token, the Qwen3 none. The weights are wide
+    enough for the scores of two items to differ by far more than rounding, and the model's vocabulary is a
+    little larger than the tokenizer's.
 
     Args:
         folder: where the export's folder is made.
