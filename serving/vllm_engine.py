@@ -1,0 +1,366 @@
+"""Lists and texts by vLLM, in this process: see docs/vllm-engine.md for settings and limits."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from genrec.errors import ArtefactError, ConfigError, DataError
+from genrec.filters import item_bitmap
+from genrec.prompts import Prompt
+from genrec.serving.engine import RankedItem, RecommendRequest, TextRequest, TextResult
+from genrec.serving.export import Export
+from genrec.trie import Filter, Trie
+
+if TYPE_CHECKING:
+    from genrec.serving.vllm_background import AsyncEngine, Speculation
+
+log = logging.getLogger(__name__)
+BEAMS = 50
+MAX_MODEL_LEN = 4096
+CPU_BLOCK = 32  # tokens per block of the prefix cache; vLLM's 128 would recompute up to 127 tokens per beam
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
+
+
+def input_embedding(model_dir: Path) -> Tensor:
+    """The input embedding [V, D] of a transformers folder, read from its safetensors files.
+
+    Raises:
+        ArtefactError: no file there holds one.
+    """
+    files = sorted(model_dir.glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - not a dictionary
+                if name.endswith("embed_tokens.weight"):
+                    embedding: Tensor = weights.get_tensor(name)
+                    return embedding
+    raise ArtefactError(
+        f"{model_dir}: no input embedding (…embed_tokens.weight) in {[f.name for f in files] or 'it'}; "
+        "export the run again"
+    )
+
+
+def _prepare_environment() -> None:
+    """vLLM's settings for a small CPU machine and little logging, where the user has not set them."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "vLLM is not installed; run `pip install 'genrec[cpu]'` (or 'genrec[gpu]' beside an NVIDIA GPU), "
+            "or take the torch engine"
+        )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault(
+        "VLLM_CPU_KVCACHE_SPACE", "1"
+    )  # GiB; skips the check for 92 % of all memory being free
+    if "OMP_NUM_THREADS" in os.environ:
+        binding = "nobind"
+    else:  # vLLM would leave one core to its scheduler: half of a two-core machine
+        binding = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", binding)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A list request, checked."""
+
+    prompt: Prompt
+    allowed: np.ndarray  # bool [N]
+    width: int
+    k: int
+
+
+class VllmEngine:
+    """`genrec.serving.engine.Engine` by vLLM.
+
+    Lists: beam search by requests of one token each; a level's beams run as one batch, and the prefix cache
+    holds what they share. The trie's logits processor makes scores and legal codes those of `genrec.decode`.
+
+    Texts: n-gram drafts speed up text that repeats itself. vLLM's model runner V1 takes no logits processor
+    beside drafts, so texts then run on an engine of their own, started when first asked.
+
+    Safe to call from several threads.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        export: Export,
+        *,
+        speculative: bool = True,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        max_model_len: int = MAX_MODEL_LEN,
+        gpu_memory_utilization: float = 0.8,
+        seed: int = 0,
+    ):
+        """
+        Args:
+            export: what to serve.
+            speculative: draft texts by n-grams; greedy texts stay the same.
+            dtype: of weights and cache; auto is bfloat16 or float16 for float32 exports as well.
+            max_model_len: longest prompt and answer, in tokens; the model's own limit where that is less.
+            gpu_memory_utilization: share of a GPU's memory for everything, both engines if speculative.
+            seed: of vLLM; a text request's own seed decides its draws.
+
+        Raises:
+            ConfigError: vLLM is not installed.
+            ArtefactError: vLLM cannot load this kind of export.
+        """
+        config = json.loads((export.model_dir / "config.json").read_text(encoding="utf-8"))
+        if config.get("quantization_config", {}).get("quant_method") == "bitsandbytes":
+            raise ArtefactError(
+                f"{export.folder}: quantised by bitsandbytes, which vLLM 0.32 cannot load; "
+                "serve the unquantised export, or take the torch engine"
+            )
+        _prepare_environment()
+        from vllm.platforms import current_platform
+
+        from genrec.serving.trie_processor import settings
+        from genrec.serving.vllm_background import AsyncEngine, BackgroundLoop
+
+        cpu = current_platform.is_cpu()
+        layout = export.layout
+        self._export = export
+        self._speculative = speculative
+        self._trie = Trie.build(torch.from_numpy(export.codes), layout.n_codes)
+        self._arguments: dict[str, Any] = {
+            "model": str(export.model_dir),
+            "skip_tokenizer_init": True,
+            "dtype": dtype,
+            "seed": seed,
+            "max_model_len": min(max_model_len, config.get("max_position_embeddings", max_model_len)),
+            "enable_prompt_embeds": True,
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",  # none of the base's sampling defaults
+            "logprobs_mode": "processed_logits",
+            "max_logprobs": layout.n_codes,
+            "additional_config": settings(layout.sid_start, layout.n_codes),
+            "enforce_eager": cpu,
+            "block_size": CPU_BLOCK if cpu else None,
+            "gpu_memory_utilization": gpu_memory_utilization / (2 if speculative else 1),
+        }
+        self._lock = threading.Lock()
+        self._texts: AsyncEngine | None = None
+        self._closed = False
+        self._background = BackgroundLoop()
+        try:
+            self._lists = AsyncEngine(self._arguments, self._background)
+        except BaseException:
+            self._background.stop()
+            raise
+        self._embedding = input_embedding(export.model_dir).to(self._lists.dtype)
+
+    # -- lists -----------------------------------------------------------------------------------------------
+
+    def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
+        """Best items first, at most `k`, fewer only where fewer are allowed.
+
+        Raises:
+            DataError: a request names an unknown item or category, has no positive `k`, or is too long.
+        """
+        self._check_open()
+        searches = [self._checked(request) for request in requests]
+
+        async def gather() -> list[list[RankedItem]]:
+            return await asyncio.gather(*(self._search(search) for search in searches))
+
+        return self._background.run(gather())
+
+    def _checked(self, request: RecommendRequest) -> _Search:
+        history = self._rows("history", request.history)
+        width = max(BEAMS if request.beams is None else request.beams, request.k)
+        if request.k < 1 or (request.beams is not None and request.beams < 1):
+            raise DataError(f"k={request.k}, beams={request.beams}: expected at least 1 of each")
+        allowed = item_bitmap(
+            self._export.catalogue,
+            seen=history if request.exclude_seen else [],
+            categories=request.categories,
+            price_min=request.price_min,
+            price_max=request.price_max,
+            allow=request.allow,
+        )
+        prompt = self._fitting(self._export.prompter.next_item(history), self._export.layout.levels)
+        return _Search(prompt, allowed, min(width, self._trie.n_items), request.k)
+
+    async def _search(self, search: _Search) -> list[RankedItem]:
+        """Beam search as in `genrec.decode.beam_search`, by requests of one token."""
+        if not search.allowed.any():
+            return []
+        trie, layout = self._trie, self._export.layout
+        allowed = trie.filter(torch.from_numpy(search.allowed)[None])
+        prompt = self._export.splice(search.prompt, self._embedding)  # [T, D]
+        state = torch.full((1, 1), trie.root)  # [1, W]
+        suffix = self._embedding[:0].expand(1, 0, -1)  # [W, level, D]
+        scores = np.zeros(1)  # [W]
+        for level in range(trie.n_levels):
+            logp = await self._level(prompt, suffix, state, level, allowed, search.width)  # [W, C]
+            total = (scores[:, None] + logp).ravel()
+            width = min(search.width, int(np.isfinite(total).sum()))
+            best = np.argpartition(-total, width - 1)[:width]
+            best = best[np.argsort(-total[best], kind="stable")]
+            parent, code = np.divmod(best, trie.n_codes)
+            scores = total[best]
+            state = trie.step(state[:, parent], torch.from_numpy(code)[None], level)
+            rows = self._embedding[layout.sid_start + level * layout.n_codes + code]  # [W, D]
+            suffix = torch.cat([suffix[parent], rows[:, None]], 1)
+        items = trie.item(state)[0, : search.k].tolist()
+        ids = self._export.catalogue.item_ids
+        return [RankedItem(ids[row], float(scores[i]), i + 1) for i, row in enumerate(items)]
+
+    async def _level(
+        self, prompt: Tensor, suffix: Tensor, state: Tensor, level: int, allowed: Filter, width: int
+    ) -> np.ndarray:
+        """Log-probabilities float64 [W, C] of a level's codes after each beam, -inf where illegal."""
+        from vllm import SamplingParams
+
+        from genrec.serving.trie_processor import level_request
+
+        layout = self._export.layout
+        first = layout.sid_start + level * layout.n_codes
+        legal = self._trie.mask(state, level, allowed)[0].numpy()  # [W, C]
+        outputs = await asyncio.gather(
+            *(
+                self._lists.complete(
+                    torch.cat([prompt, codes]),
+                    SamplingParams(
+                        max_tokens=1,
+                        temperature=0.0,
+                        logprobs=min(width, layout.n_codes),
+                        flat_logprobs=True,
+                        detokenize=False,
+                        skip_clone=True,
+                        extra_args=level_request(first, row),
+                    ),
+                )
+                for codes, row in zip(suffix, legal, strict=True)
+            )
+        )
+        logp = np.full(legal.shape, -np.inf)
+        for beam, output in enumerate(outputs):
+            found: Any = output.outputs[
+                0
+            ].logprobs  # the best tokens and their scores, -inf behind the last legal one
+            values = np.array(found.logprobs)
+            finite = np.isfinite(values)
+            logp[beam, np.array(found.token_ids)[finite] - first] = values[finite]
+        return logp
+
+    # -- texts -----------------------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[TextRequest]) -> list[TextResult]:
+        """Text for each request, in order; `token_ids` without the end token.
+
+        Raises:
+            DataError: a request names an unknown item, has no positive `max_tokens`, or is too long.
+        """
+        self._check_open()
+        for request in requests:
+            if request.max_tokens < 1 or request.temperature < 0:
+                raise DataError(
+                    f"max_tokens={request.max_tokens}, temperature={request.temperature}: "
+                    "expected at least 1 token and a temperature of at least 0"
+                )
+        prompts = [
+            self._fitting(
+                self._export.prompter.describe(
+                    self._rows("history", request.history), self._rows("item_id", [request.item_id])[0]
+                ),
+                1,
+            )
+            for request in requests
+        ]
+        return self._write(self._text_engine(), requests, prompts)
+
+    def speculation(self) -> Speculation:
+        """How many tokens of texts were drafted and accepted so far."""
+        return self._text_engine().counts()
+
+    def _write(
+        self, engine: AsyncEngine, requests: Sequence[TextRequest], prompts: Sequence[Prompt]
+    ) -> list[TextResult]:
+        from vllm import SamplingParams
+
+        layout, tokenizer = self._export.layout, self._export.tokenizer
+        text_tokens = None if engine.has_processor else list(range(layout.sid_start))
+        outputs = engine.complete_all(
+            (
+                self._export.splice(prompt, self._embedding),
+                SamplingParams(
+                    max_tokens=request.max_tokens,
+                    temperature=request.temperature,
+                    seed=request.seed,
+                    stop_token_ids=[layout.eos],
+                    allowed_token_ids=text_tokens,
+                    detokenize=False,
+                    skip_clone=True,
+                ),
+            )
+            for request, prompt in zip(requests, prompts, strict=True)
+        )
+        results = []
+        for output in outputs:
+            answer = output.outputs[0]
+            ids = [token for token in answer.token_ids if token != layout.eos]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            results.append(TextResult(text, answer.finish_reason or "stop", ids))
+        return results
+
+    def _text_engine(self) -> AsyncEngine:
+        if not self._speculative:
+            return self._lists
+        with self._lock:
+            if self._texts is None:
+                from genrec.serving.vllm_background import AsyncEngine
+
+                log.info("starting the engine for texts")
+                self._texts = AsyncEngine({**self._arguments, "speculative_config": NGRAM}, self._background)
+            return self._texts
+
+    # -- both ------------------------------------------------------------------------------------------------
+
+    def _rows(self, what: str, items: Sequence[str]) -> list[int]:
+        index = self._export.catalogue.index
+        unknown = [item for item in items if item not in index]
+        if unknown:
+            raise DataError(
+                f"{what}: not in the catalogue of {len(index)} items: {unknown[:5]} ({len(unknown)} in all); "
+                "send ids of the catalogue that this export was made with"
+            )
+        return [index[item] for item in items]
+
+    def _fitting(self, prompt: Prompt, answer: int) -> Prompt:
+        limit = self._lists.max_model_len
+        if len(prompt.input_ids) + answer > limit:
+            raise DataError(
+                f"the prompt has {len(prompt.input_ids)} tokens, the model takes {limit} with the answer; "
+                "send a shorter history, or start the engine with a greater max_model_len"
+            )
+        return prompt
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError("this engine is closed; make a new VllmEngine")
+
+    def close(self) -> None:
+        """End vLLM's processes and the thread; calling it again does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for engine in (self._lists, self._texts):
+                if engine is not None:
+                    engine.stop()
+            self._background.stop()
