@@ -39,7 +39,7 @@ def check_slots(input_ids: Tensor, slots: Tensor, layout: Layout) -> None:
         row = int(wrong.nonzero()[0])
         raise DataError(
             f"sequence {row}: {int(holders[row].sum())} placeholder tokens, but vectors for "
-            f"{int((slots[row] != -1).sum())} slots (or at other positions); encode prompts with genrec.prompts.Prompter"
+            f"{int((slots[row] != -1).sum())} slots (or at other positions); encode with genrec.prompts.Prompter"
         )
 
 
@@ -162,7 +162,8 @@ class Backbone(nn.Module):
         vectors = self.base.get_input_embeddings()(input_ids.clamp(max=layout.base_vocab - 1))
         is_sid = (input_ids >= layout.sid_start) & (input_ids < layout.soft_id)
         vectors = vectors.masked_scatter(
-            is_sid[..., None], F.embedding(input_ids[is_sid] - layout.sid_start, self.sid_in).to(vectors.dtype)
+            is_sid[..., None],
+            F.embedding(input_ids[is_sid] - layout.sid_start, self.sid_in).to(vectors.dtype),
         )
         is_prompt, is_item = slots < -1, slots >= 0
         vectors = vectors.masked_scatter(

@@ -77,9 +77,7 @@ def doctor() -> None:
     findings = diagnose()
     colours = {"ok": "green", "warn": "yellow", "missing": "red"}
     for finding in findings:
-        table.add_row(
-            finding.name, f"[{colours[finding.status]}]{finding.status}[/]", finding.found, finding.advice
-        )
+        table.add_row(finding.name, f"[{colours[finding.status]}]{finding.status}[/]", finding.found, finding.advice)
     console.print(table)
 
 
@@ -103,7 +101,7 @@ def quantize(
     users: Annotated[int, typer.Option(help="test users to compare lists on")] = 300,
 ) -> None:
     """Write a quantised copy beside an export and say what it costs."""
-    from genrec.quantise_run import quantise_and_compare
+    from genrec.whole_path import quantise_and_compare
 
     print_rows(quantise_and_compare(export, [method], users))
 
@@ -130,9 +128,7 @@ def recommend(
 
     table = Table("rank", "item", "title", "log-probability")
     with Recommender.load(export) as recommender:
-        titles = dict(
-            zip(recommender.export.catalogue.item_ids, recommender.export.catalogue.titles, strict=True)
-        )
+        titles = dict(zip(recommender.export.catalogue.item_ids, recommender.export.catalogue.titles, strict=True))
         for item in recommender.recommend(history, k=k):
             table.add_row(str(item.rank), item.item_id, titles[item.item_id], f"{item.score:.3f}")
     console.print(table)

@@ -174,7 +174,8 @@ class Evaluate(Settings):
 
     beams: int = Field(50, ge=1, description="beam width of the generator")
     baselines: list[Literal["popularity", "markov", "itemknn", "sasrec"]] = Field(
-        ["popularity", "markov", "itemknn", "sasrec"], description="fair simple rivals, trained in the same run"
+        ["popularity", "markov", "itemknn", "sasrec"],
+        description="fair simple rivals, trained in the same run",
     )
     ablations: list[Literal["genrec-no-image", "genrec-no-soft"]] = Field(
         [], description="the generator without a part, trained in the same run"

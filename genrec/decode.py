@@ -20,7 +20,10 @@ from genrec.trie import Filter, Trie
 class Scorer(Protocol):
     """What beam search needs of a model."""
 
-    decoder: nn.Module  # a transformers decoder: (inputs_embeds, attention_mask, position_ids, past_key_values)
+    @property
+    def decoder(self) -> nn.Module:
+        """A transformers decoder: (inputs_embeds, attention_mask, position_ids, past_key_values) -> hidden states."""
+        ...
 
     def sid_embed(self, level: int, codes: Tensor) -> Tensor:
         """codes int64 [...] -> input vectors [..., D]."""

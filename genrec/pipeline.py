@@ -77,13 +77,16 @@ class Run:
 
         data = self.recipe.data
         items, interactions = data.items, data.interactions
-        if data.synthetic is not None:
+        synthetic = data.synthetic
+        if synthetic is not None:
             from genrec.synthetic import make_synthetic
 
-            source = run_stage(
-                self.folder, "source", {"seed": self.recipe.seed, **data.synthetic.model_dump()}, {},
-                lambda out: make_synthetic(data.synthetic, self.recipe.seed, out) and None, self.force,
-            )  # fmt: skip
+            def build_source(out: Path) -> dict[str, Any]:
+                make_synthetic(synthetic, self.recipe.seed, out)
+                return synthetic.model_dump()
+
+            settings = {"seed": self.recipe.seed, **synthetic.model_dump()}
+            source = run_stage(self.folder, "source", settings, {}, build_source, self.force)
             items, interactions = source / "items.jsonl", source / "interactions.parquet"
         assert items is not None
         assert interactions is not None
@@ -99,7 +102,10 @@ class Run:
             )
             catalogue.save(out)
             quarantine.save(out)
-            return {"items": len(catalogue.item_ids), "pictures": sum(i is not None for i in catalogue.images)}
+            return {
+                "items": len(catalogue.item_ids),
+                "pictures": sum(i is not None for i in catalogue.images),
+            }
 
         folder = run_stage(self.folder, "catalog", reading, {"items": file_hash(items)}, build_catalogue, self.force)
 
@@ -121,7 +127,11 @@ class Run:
             events.save(out)
             split.save(out)
             quarantine.save(out)
-            return {"users": len(events.user_ids), "events": len(events.items), "test_users": len(split.test.targets)}
+            return {
+                "users": len(events.user_ids),
+                "events": len(events.items),
+                "test_users": len(split.test.targets),
+            }
 
         inputs = {"log": file_hash(interactions), "catalog": key_at(folder)}
         run_stage(self.folder, "interactions", reading, inputs, build_split, self.force)
@@ -144,7 +154,12 @@ class Run:
             if settings.path is not None:
                 inputs["path"] = file_hash(settings.path)
             run_stage(
-                self.folder, f"features/{modality}", json.loads(settings.model_dump_json()), inputs, build, self.force
+                self.folder,
+                f"features/{modality}",
+                json.loads(settings.model_dump_json()),
+                inputs,
+                build,
+                self.force,
             )
 
     def _feature_keys(self) -> dict[str, str]:
@@ -184,12 +199,18 @@ class Run:
         def build(out: Path) -> dict[str, Any]:
             if scratch:
                 shape = backbone.scratch.model_dump()
-                return {"path": None, **make_scratch(self.space.catalogue.texts(), out, seed=self.recipe.seed, **shape)}
+                return {
+                    "path": None,
+                    **make_scratch(self.space.catalogue.texts(), out, seed=self.recipe.seed, **shape),
+                }
             if is_multimodal(backbone.base, backbone.trust_remote_code):
                 return {"path": None, **extract_language_part(backbone.base, out, backbone.trust_remote_code)}
             return {"path": backbone.base}
 
-        settings = {"base": backbone.base, **({"scratch": backbone.scratch.model_dump(), "seed": self.recipe.seed} if scratch else {})}
+        settings = {
+            "base": backbone.base,
+            **({"scratch": backbone.scratch.model_dump(), "seed": self.recipe.seed} if scratch else {}),
+        }
         inputs = {"catalog": key_at(self.folder / "catalog")} if scratch else {}
         config = Path(backbone.base) / "config.json"
         if not scratch and config.is_file():

@@ -59,9 +59,7 @@ class Workspace:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(
-            self.base_path, trust_remote_code=self.recipe.backbone.trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(self.base_path, trust_remote_code=self.recipe.backbone.trust_remote_code)
 
     @cached_property
     def layout(self) -> Layout:
@@ -104,9 +102,7 @@ class Workspace:
         """
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
-        lm, _ = load_base(
-            self.base_path, load_in or recipe.backbone.load_in, recipe.backbone.trust_remote_code
-        )
+        lm, _ = load_base(self.base_path, load_in or recipe.backbone.load_in, recipe.backbone.trust_remote_code)
         embedding = lm.get_input_embeddings().weight
         adapter = None
         if recipe.backbone.soft_tokens:

@@ -33,7 +33,12 @@ def test_shape_and_scale(adapter):
 def test_items_do_not_see_each_other(adapter):
     features, present = inputs()
     together = adapter(features, present)
-    alone = torch.cat([adapter({m: f[i : i + 1] for m, f in features.items()}, {m: p[i : i + 1] for m, p in present.items()}) for i in range(5)])  # fmt: skip
+    alone = torch.cat(
+        [
+            adapter({m: f[i : i + 1] for m, f in features.items()}, {m: p[i : i + 1] for m, p in present.items()})
+            for i in range(5)
+        ]
+    )
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
 
 

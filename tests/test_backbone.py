@@ -32,7 +32,9 @@ def make(arch="qwen3", tied=True, lora=True, tune_base=False, seed=0):
     torch.manual_seed(seed)
     config, model = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[arch]
     lm = model(config(vocab_size=len(tokenizer), tie_word_embeddings=tied, **SHAPE))
-    layout = Layout(len(tokenizer), 3, 4, soft_tokens=2, soft_prompt=3, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id)  # fmt: skip
+    layout = Layout(
+        len(tokenizer), 3, 4, soft_tokens=2, soft_prompt=3, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id
+    )
     rng = np.random.default_rng(seed)
     features = {
         "text": Features(values=rng.normal(size=(N, 1, 6)).astype(np.float32), present=np.ones(N, bool)),
@@ -40,9 +42,13 @@ def make(arch="qwen3", tied=True, lora=True, tune_base=False, seed=0):
     }
     adapter = build_adapter("qformer", {"text": 6, "image": 5}, 2, 32, rms=0.02, width=8)
     backbone = Backbone(
-        lm, layout, adapter, features,
-        lora={"r": 4, "alpha": 8, "dropout": 0.0} if lora else None, tune_base=tune_base,
-    )  # fmt: skip
+        lm,
+        layout,
+        adapter,
+        features,
+        lora={"r": 4, "alpha": 8, "dropout": 0.0} if lora else None,
+        tune_base=tune_base,
+    )
     codes = np.stack(np.unravel_index(rng.permutation(64)[:N], (4, 4, 4)), 1).astype(np.int32)
     return backbone.eval(), Prompter(tokenizer, layout, codes)
 
@@ -174,7 +180,7 @@ def test_merged_equals_separate(arch, tied, tune):
             if p.requires_grad:
                 p.add_(torch.randn_like(p) * 0.05)
     layout = prompter.layout
-    ids, slots, lengths = collate_prompts([prompter.next_item([1, 2, 3])], layout, torch.device("cpu"))
+    ids, slots, _ = collate_prompts([prompter.next_item([1, 2, 3])], layout, torch.device("cpu"))
     with torch.inference_mode():
         vectors = backbone.embed(ids, slots)
         hidden = backbone.decoder(inputs_embeds=vectors).last_hidden_state

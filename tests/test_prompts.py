@@ -13,19 +13,32 @@ TEXTS = ["Blue mug of Brightwell\nmaterial: steel\nuse: kitchen", "Red lamp\nmat
 @pytest.fixture(scope="module")
 def prompter():
     tokenizer = train_tokenizer(TEXTS, 400)
-    layout = Layout(len(tokenizer), 2, 4, soft_tokens=2, soft_prompt=3, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id)  # fmt: skip
+    layout = Layout(
+        len(tokenizer), 2, 4, soft_tokens=2, soft_prompt=3, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id
+    )
     return Prompter(tokenizer, layout, np.array([[0, 1], [3, 2], [1, 1]], np.int32), max_text_tokens=24), tokenizer
 
 
 def test_golden_renders():
     a, b = Item(7), Item(3)
     assert render("next_item", history=[a, b]) == [
-        SoftPrompt(), "History:", Sid(7), Soft(7), Sid(3), Soft(3),
-    ]  # fmt: skip
+        SoftPrompt(),
+        "History:",
+        Sid(7),
+        Soft(7),
+        Sid(3),
+        Soft(3),
+    ]
     assert render("item_text", item=a, answer=Answer("x")) == [SoftPrompt(), "Item:", Soft(7), Answer("x")]
     assert render("describe", history=[b], item=a, answer=Answer(None)) == [
-        SoftPrompt(), "History:", Sid(3), Soft(3), " Item:", Soft(7), Answer(None),
-    ]  # fmt: skip
+        SoftPrompt(),
+        "History:",
+        Sid(3),
+        Soft(3),
+        " Item:",
+        Soft(7),
+        Answer(None),
+    ]
 
 
 def test_next_item_positions(prompter):
@@ -34,7 +47,14 @@ def test_next_item_positions(prompter):
     prompt = prompter.next_item([1, 0])
     v = layout.base_vocab
     # ... a_3 b_2 [soft of 1] a_0 b_1 [soft of 0]; level 1 starts at v + 4
-    assert prompt.input_ids[-8:].tolist() == [v + 3, v + 4 + 2, *[layout.soft_id] * 2, v, v + 4 + 1, *[layout.soft_id] * 2]  # fmt: skip
+    assert prompt.input_ids[-8:].tolist() == [
+        v + 3,
+        v + 4 + 2,
+        *[layout.soft_id] * 2,
+        v,
+        v + 4 + 1,
+        *[layout.soft_id] * 2,
+    ]
     assert prompt.slots[-8:].tolist() == [-1, -1, 2, 3, -1, -1, 0, 1]
     assert prompt.targets[-8:].tolist() == [True, True, False, False] * 2
     assert prompt.input_ids[0] == layout.bos

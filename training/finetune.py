@@ -69,9 +69,6 @@ class BackboneTrainer(SFTTrainer):
         self.space, self.valid = space, valid
         super().__init__(**arguments)
 
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "slots", "labels", "position_ids", "segments"]
-
     def compute_loss(
         self,
         model: Any,
@@ -103,7 +100,10 @@ class BackboneTrainer(SFTTrainer):
         )
         backbone.train(training)
         scores = per_user(top, self.valid.targets)
-        metrics = {"eval_ndcg@10": float(scores["ndcg@10"].mean()), "eval_recall@10": float(scores["recall@10"].mean())}
+        metrics = {
+            "eval_ndcg@10": float(scores["ndcg@10"].mean()),
+            "eval_recall@10": float(scores["recall@10"].mean()),
+        }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -113,7 +113,7 @@ class BackboneTrainer(SFTTrainer):
         super(SFTTrainer, self).log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.accelerator.unwrap_model(self.model).trained_state(), folder / WEIGHTS)
 

@@ -73,7 +73,13 @@ class PackedCollator:
     """Packed rows -> one batch, padded on the right to its longest row."""
 
     def __init__(self, layout: Layout):
-        self.padding = {"input_ids": layout.eos, "slots": -1, "labels": -100, "position_ids": 0, "segments": -1}
+        self.padding = {
+            "input_ids": layout.eos,
+            "slots": -1,
+            "labels": -100,
+            "position_ids": 0,
+            "segments": -1,
+        }
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows of `packed_rows` -> int64 [B, T] tensors of the same names."""

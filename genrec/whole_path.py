@@ -1,0 +1,214 @@
+"""From a recipe to a quantised export: the stages in order, the comparison with the rivals, the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genrec.artefacts import key_at, peak_rss_mb, read_manifest, run_stage, write_json
+from genrec.baselines import ItemKNN, Markov, Popularity, rank
+from genrec.evaluate import evaluate, load_per_user, save_per_user, top_items
+from genrec.interactions import Log
+from genrec.pipeline import Run
+from genrec.report import Example, Shown, write_report
+from genrec.splits import Cases
+
+log = logging.getLogger(__name__)
+EXAMPLES = 12
+QUANTISED_USERS = 300
+
+
+def whole_path(run: Run) -> dict[str, Any]:
+    """Every stage of a run; returns metrics.json."""
+    started = time.monotonic()
+    run.prepare()
+    run.encode()
+    run.base()
+    run.train()
+    for name in run.recipe.evaluate.ablations:
+        log.info("ablation %s", name)
+        run.variant(name).train()
+    metrics = evaluate_run(run)
+    export = run.export()
+    if run.recipe.serve.quantise:
+        quantise_and_compare(export, run.recipe.serve.quantise, QUANTISED_USERS)
+    report_run(run, metrics)
+    log.info("%s: whole path in %.0f s, peak memory %.0f MB", run.folder, time.monotonic() - started, peak_rss_mb())
+    return metrics
+
+
+def _baseline(run: Run, name: str) -> np.ndarray:
+    """Top 50 of one baseline for every test case: int32 [n, 50]."""
+    space, seen = run.space, run.recipe.data.exclude_seen
+    split, n_items = space.split, len(space.catalogue.item_ids)
+    if name == "sasrec":
+        import torch
+
+        from genrec.sasrec import SASRec
+
+        ranker: Any = SASRec(
+            seed=run.recipe.seed,
+            epochs=run.recipe.evaluate.sasrec_epochs,
+            max_history=run.recipe.data.max_history,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+        ranker.fit(split.train, n_items, split.valid, exclude_seen=seen)
+    else:
+        ranker = {"popularity": Popularity, "markov": Markov, "itemknn": ItemKNN}[name]()
+        ranker.fit(split.train, n_items)
+        if name != "popularity":
+            log.info("%s: %s", name, ranker.tune(split.valid, seen))
+    return rank(ranker, split.test.histories, exclude_seen=seen, allowed=space.catalogue.available)
+
+
+def _truth(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The oracle's top 50 and the test users' groups on the embedded catalogue."""
+    from genrec.synthetic import KINDS, Truth
+
+    truth = Truth.load(run.shared / "source")
+    space, cases = run.space, run.space.split.test
+    users = Log.load(run.shared / "interactions").user_ids
+    names = [users[u] for u in cases.users]
+    row = {item: i for i, item in enumerate(truth.item_ids)}
+    ours = np.array([row[item] for item in space.catalogue.item_ids])
+    histories = [ours[history] for history in cases.histories]
+    scores = truth.scores(names, histories)[:, ours]
+    top = top_items(scores, cases.histories if run.recipe.data.exclude_seen else None, 50, space.catalogue.available)
+    kind = dict(zip(truth.user_ids, truth.kinds, strict=True))
+    kinds = np.array([kind[name] for name in names])
+    return top, {name: kinds == i for i, name in enumerate(KINDS)}
+
+
+def evaluate_run(run: Run) -> dict[str, Any]:
+    """eval/: every model on the same test users; returns metrics.json."""
+    recipe, space = run.recipe, run.space
+
+    def build(out: Path) -> dict[str, Any]:
+        started = time.monotonic()
+        rankings, groups = {}, None
+        if recipe.data.synthetic is not None:
+            rankings["oracle"], groups = _truth(run)
+        seconds = {}
+        for name in recipe.evaluate.baselines:
+            clock = time.monotonic()
+            rankings[name] = _baseline(run, name)
+            seconds[name] = round(time.monotonic() - clock, 1)
+        rankings["genrec"] = run.rank_test()
+        for ablation in recipe.evaluate.ablations:
+            rankings[ablation] = run.variant(ablation).rank_test()
+        others = [name for name in rankings if name not in ("genrec", "oracle")]
+        metrics, values = evaluate(
+            rankings,
+            space.split,
+            train_counts=space.popularity,
+            user_groups=groups,
+            exclude_seen=recipe.data.exclude_seen,
+            n_boot=recipe.evaluate.bootstrap,
+            seed=recipe.seed,
+            pairs=[("genrec", name) for name in others],
+            allowed=space.catalogue.available,
+            data=recipe.name,
+        )
+        metrics["seconds"] = round(time.monotonic() - started, 1)
+        metrics["peak_rss_mb"] = round(peak_rss_mb(), 1)
+        write_json(out / "metrics.json", metrics)
+        save_per_user(out / "per_user.npz", values)
+        np.savez_compressed(out / "rankings.npz", **rankings)  # type: ignore[arg-type]
+        return {"baseline_seconds": seconds}
+
+    variants = [run.variant(name) for name in recipe.evaluate.ablations]
+    inputs = {"lora": key_at(run.folder / "lora"), "interactions": key_at(run.shared / "interactions")}
+    inputs |= {v.folder.name: key_at(v.folder / "lora") for v in variants}
+    settings = {
+        "evaluate": recipe.evaluate.model_dump(),
+        "seed": recipe.seed,
+        "data": recipe.data.exclude_seen,
+    }
+    folder = run_stage(run.folder, "eval", settings, inputs, build, run.force)
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+def quantise_and_compare(export: Path, methods: Sequence[str], users: int) -> list[dict[str, Any]]:
+    """Quantised copies beside an export, and what each costs on some of the run's test users.
+
+    Args:
+        export: an export folder inside its run's folder.
+        methods: "nf4", "int8".
+        users: test users to compare lists on.
+
+    Returns:
+        rows of `genrec.serving.quantise.compare_exports`; also saved as quantised.json beside the export.
+    """
+    from genrec.serving.export import Export
+    from genrec.serving.quantise import compare_exports, quantise_export
+    from genrec.serving.torch_engine import TorchEngine
+
+    run = Run.open(export.parent)
+    copies = [quantise_export(export, run.folder, method, run.force) for method in methods]
+    test, seed = run.space.split.test, run.recipe.seed
+    n = len(test.targets)
+    rows = np.random.default_rng(seed).choice(n, min(users, n), replace=False)
+    cases = Cases(test.users[rows], [test.histories[i] for i in rows], test.targets[rows])
+    table = compare_exports(
+        TorchEngine(Export.load(export)),
+        (TorchEngine(Export.load(copy)) for copy in copies),
+        cases,
+        exclude_seen=run.recipe.data.exclude_seen,
+        seed=seed,
+    )
+    write_json(run.folder / "quantised.json", table)
+    for row in table:
+        log.info(
+            "%s: %.1f MB, overlap@10 %.3f, N@10 %+.4f",
+            row["export"], row["bytes"] / 1e6, row["overlap@10"], row["change"],
+        )  # fmt: skip
+    return table
+
+
+def report_run(run: Run, metrics: dict[str, Any]) -> None:
+    """report.html: the table, the curves, the ids, a dozen users with pictures."""
+    space, cases = run.space, run.space.split.test
+    catalogue = space.catalogue
+    rankings = np.load(run.folder / "eval" / "rankings.npz")["genrec"]
+    values = load_per_user(run.folder / "eval" / "per_user.npz")["genrec"]["recall@10"]
+    rng = np.random.default_rng(run.recipe.seed)
+    # as many hits as the model's own recall, at least one where there is any, so that the picture is fair
+    hits, misses = rng.permutation(np.flatnonzero(values > 0)), rng.permutation(np.flatnonzero(values == 0))
+    n_hits = min(len(hits), max(1, round(EXAMPLES * float(values.mean()))))
+    chosen = [*hits[:n_hits], *misses[: EXAMPLES - n_hits]]
+    users = Log.load(run.shared / "interactions").user_ids
+    groups: dict[str, np.ndarray] = _truth(run)[1] if run.recipe.data.synthetic is not None else {}
+
+    def shown(rows: np.ndarray, target: int) -> list[Shown]:
+        return [
+            Shown(catalogue.item_ids[i], catalogue.titles[i], catalogue.images[i], hit=int(i) == target)
+            for i in rows
+            if i >= 0
+        ]
+
+    examples = [
+        Example(
+            users[cases.users[c]],
+            next((name for name, members in groups.items() if members[c]), None),
+            shown(cases.histories[c][-10:], -1),
+            shown(rankings[c][:10], int(cases.targets[c])),
+            shown(cases.targets[c : c + 1], -1),
+        )
+        for c in chosen
+    ]
+    write_report(
+        run.folder / "report.html",
+        title=run.recipe.name,
+        metrics=metrics,
+        curves=run.curves(),
+        sid_report=read_manifest(run.folder / "semantic_ids")["result"],
+        examples=examples,
+        settings=json.loads(run.recipe.model_dump_json()),
+    )
