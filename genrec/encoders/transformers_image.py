@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import AutoImageProcessor, AutoModel
 
 from genrec.artefacts import file_hash
 from genrec.catalog import Catalogue
@@ -19,12 +17,10 @@ from genrec.pictures import load_picture
 _MAX_PIXELS = 40_000_000
 
 
-def _tokens(hidden: torch.Tensor) -> torch.Tensor:
-    """Last hidden states as [B, T, D]; feature maps [B, D, H, W] become T = H * W tokens, row by row."""
-    return hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden
-
-
 def _load(model_name: str, paths: list[str | None], patches: bool) -> EncodeBatch:
+    import torch  # both take seconds to import
+    from transformers import AutoImageProcessor, AutoModel
+
     try:
         processor = AutoImageProcessor.from_pretrained(
             model_name, backend="pil"
@@ -49,7 +45,9 @@ def _load(model_name: str, paths: list[str | None], patches: bool) -> EncodeBatc
     def encode_batch(rows: list[int]) -> np.ndarray:
         pictures = [load_picture(Path(str(paths[row])), _MAX_PIXELS) for row in rows]
         found = model(**processor(images=pictures, return_tensors="pt").to(device))
-        tokens = _tokens(found.last_hidden_state)
+        tokens = found.last_hidden_state
+        if tokens.dim() == 4:  # a feature map, [B, D, H, W] -> [B, H * W, D], row by row
+            tokens = tokens.flatten(2).transpose(1, 2)
         if patches:
             values = tokens
         elif found.get("image_embeds") is not None:

@@ -7,8 +7,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import AutoModel, AutoTokenizer
 
 from genrec.catalog import Catalogue
 from genrec.config import Encoder
@@ -26,6 +24,9 @@ def text_keys(texts: list[str]) -> list[str | None]:
 
 
 def _load(model_name: str, texts: list[str]) -> EncodeBatch:
+    import torch  # both take seconds to import
+    from transformers import AutoModel, AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name)
         model = AutoModel.from_pretrained(model_name, dtype=torch.float32)
