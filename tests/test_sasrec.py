@@ -34,7 +34,7 @@ def planted(n_users, seed, shuffle=False):
 
 
 def fitted(walks, **settings):
-    model = SASRec(**({"epochs": 25, "width": 32, "patience": 5} | settings))
+    model = SASRec(**({"epochs": 20, "width": 32, "patience": 5, "dropout": 0.2} | settings))
     found = model.fit([w[:-1] for w in walks], N_ITEMS, make_cases(walks[:150]))
     return model, found
 
