@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -69,9 +70,9 @@ class Export:
         vectors = embedding[torch.from_numpy(prompt.input_ids)].clone()
         soft, soft_prompt = slots >= 0, slots < -1
         if soft.any():
-            vectors[soft] = self.items.flatten(0, 1)[slots[soft]].to(vectors.dtype)
+            vectors[soft] = self.items.flatten(0, 1)[slots[soft]].to(vectors)
         if soft_prompt.any():
-            vectors[soft_prompt] = self.prompt[-2 - slots[soft_prompt]].to(vectors.dtype)
+            vectors[soft_prompt] = self.prompt[-2 - slots[soft_prompt]].to(vectors)
         return vectors
 
     @classmethod
@@ -95,9 +96,16 @@ class Export:
                 f"(SHA-256 {file_hash(catalogue_file)[:12]}, expected {result['catalogue_sha256'][:12]}); "
                 "run `genrec run` on the new catalogue and export again"
             )
-        soft = load_file(folder / "soft.safetensors")
         catalogue = Catalogue.load(folder / "items")
-        codes = np.load(folder / "items" / "codes.npy")
+        try:
+            soft = load_file(folder / "soft.safetensors")
+            codes = np.load(folder / "items" / "codes.npy")
+            popularity = np.load(folder / "items" / "popularity.npy")
+        except (OSError, ValueError, EOFError, SafetensorError) as err:
+            raise ArtefactError(
+                f"{folder}: expected soft.safetensors, items/codes.npy and items/popularity.npy, found one missing "
+                f"or broken ({err}); export the run again"
+            ) from err
         if len(codes) != len(catalogue.item_ids) or len(codes) != len(soft["items"]):
             raise ArtefactError(
                 f"{folder}: {len(catalogue.item_ids)} items, {len(codes)} ids and {len(soft['items'])} soft tokens; "
@@ -109,7 +117,7 @@ class Export:
             layout=Layout(**result["layout"]),
             catalogue=catalogue,
             codes=codes,
-            popularity=np.load(folder / "items" / "popularity.npy"),
+            popularity=popularity,
             items=soft["items"],
             prompt=soft["prompt"],
         )

@@ -1,0 +1,186 @@
+"""The reference engine: transformers' forward pass, our beam search, one process, any device."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from genrec.decode import beam_search
+from genrec.filters import item_bitmap
+from genrec.prompts import Prompt
+from genrec.serving.engine import RankedItem, RecommendRequest, TextRequest, TextResult
+from genrec.serving.export import Export
+from genrec.serving.exported_model import ExportedModel
+from genrec.serving.resolve import beam_width, item_rows, recommend_prompt, text_prompt
+from genrec.trie import Trie
+
+log = logging.getLogger(__name__)
+BATCH_TOKENS = 16_384  # positions of one batch, beams and padding included
+BATCH_ROWS = 64
+
+
+class TorchEngine:
+    """An `Engine` on torch."""
+
+    name = "torch"
+
+    def __init__(
+        self, export: Export, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Load an export's weights and build its trie.
+
+        Args:
+            export: the export.
+            device: None takes a GPU where there is one.
+            dtype: see `ExportedModel`.
+        """
+        self.export = export
+        self.model = ExportedModel(export, device, dtype)
+        self.device = self.model.device
+        # soft vectors stay beside the embedding that they are spliced into
+        self._splicer = dataclasses.replace(
+            export, items=export.items.to(self.device), prompt=export.prompt.to(self.device)
+        )
+        self.trie = Trie.build(torch.from_numpy(export.codes), export.layout.n_codes, self.device)
+
+    def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
+        """Best items first, at most `k`, fewer only where fewer are allowed.
+
+        Raises:
+            DataError: unknown item ids or categories, or numbers out of range.
+        """
+        catalogue = self.export.catalogue
+        prompts, bitmaps, widths = [], [], []
+        for request in requests:
+            rows = item_rows(catalogue, request.history)
+            widths.append(beam_width(request, len(catalogue.item_ids)))
+            prompts.append(recommend_prompt(self.export, rows, self.model.max_positions))
+            bitmaps.append(
+                item_bitmap(
+                    catalogue,
+                    seen=rows if request.exclude_seen else [],
+                    categories=request.categories,
+                    price_min=request.price_min,
+                    price_max=request.price_max,
+                    allow=request.allow,
+                )
+            )
+        results: list[list[RankedItem]] = [[] for _ in requests]
+        steps = self.export.layout.levels - 1
+        for batch in _batches([len(p.input_ids) for p in prompts], widths, steps):
+            embeds, lengths = self._embed([prompts[i] for i in batch])
+            allowed = self.trie.filter(torch.from_numpy(np.stack([bitmaps[i] for i in batch])))
+            ranked = beam_search(self.model, embeds, lengths, self.trie, widths[batch[0]], allowed)
+            for i, items, scores in zip(batch, ranked.items.tolist(), ranked.scores.tolist(), strict=True):
+                legal = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
+                results[i] = [
+                    RankedItem(catalogue.item_ids[item], score, rank)
+                    for rank, (item, score) in enumerate(legal[: requests[i].k], start=1)
+                ]
+        return results
+
+    def generate(self, requests: Sequence[TextRequest]) -> list[TextResult]:
+        """Text for each request: greedy at temperature 0, else sampled from the whole softmax with its own seed.
+
+        Raises:
+            DataError: unknown item ids, or numbers out of range.
+        """
+        prompts = [text_prompt(self.export, request, self.model.max_positions) for request in requests]
+        longest = max((request.max_tokens for request in requests), default=0)
+        results: list[TextResult | None] = [None] * len(requests)
+        for batch in _batches([len(p.input_ids) for p in prompts], [1] * len(prompts), longest):
+            texts = self._generate([prompts[i] for i in batch], [requests[i] for i in batch])
+            for i, result in zip(batch, texts, strict=True):
+                results[i] = result
+        return [result for result in results if result is not None]
+
+    def close(self) -> None:
+        """Free the weights; the engine cannot answer any more. Calling it again does nothing."""
+        for name in ("model", "trie", "_splicer"):
+            self.__dict__.pop(name, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _embed(self, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
+        """Prompts -> vectors [B, T, D], padded on the right, and lengths int64 [B]."""
+        lengths = [len(p.input_ids) for p in prompts]
+        ids = np.zeros((len(prompts), max(lengths)), np.int64)
+        slots = np.full_like(ids, -1)
+        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            ids[row, :length], slots[row, :length] = prompt.input_ids, prompt.slots
+        padded = Prompt(ids, slots, np.zeros(ids.shape, bool))
+        embeds = self._splicer.splice(padded, self.model.embedding)
+        return embeds, torch.tensor(lengths, device=self.device)
+
+    @torch.inference_mode()
+    def _generate(self, prompts: list[Prompt], requests: list[TextRequest]) -> list[TextResult]:
+        """One batch, token by token; a row that ended is carried along until all have."""
+        inputs, lengths = self._embed(prompts)
+        n_rows, width, _ = inputs.shape
+        positions = torch.arange(width, device=self.device).expand(n_rows, -1)  # [B, T]
+        mask = (positions < lengths[:, None]).long()  # [B, S]: 0 at padding
+        last = lengths - 1
+        rows = torch.arange(n_rows, device=self.device)
+        cache = DynamicCache()
+        dice = [torch.Generator().manual_seed(request.seed) for request in requests]
+        written: list[list[int]] = [[] for _ in requests]
+        ended: list[str | None] = [None] * n_rows
+        while True:
+            hidden = self.model.decoder(
+                inputs_embeds=inputs,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            logits = self.model.text_logits(hidden[rows, last]).float()  # [B, V]
+            tokens = logits.argmax(-1).tolist()
+            for row, request in enumerate(requests):
+                if ended[row]:
+                    continue
+                if request.temperature > 0:  # on the CPU, so that a seed means the same on every device
+                    chances = (logits[row].cpu() / request.temperature).softmax(-1)
+                    tokens[row] = int(torch.multinomial(chances, 1, generator=dice[row]))
+                if tokens[row] == self.export.layout.eos:
+                    ended[row] = "stop"
+                    continue
+                written[row].append(tokens[row])
+                if len(written[row]) == request.max_tokens:
+                    ended[row] = "length"
+            if all(ended):
+                break
+            inputs = self.model.embedding[torch.tensor(tokens, device=self.device)][:, None]  # [B, 1, D]
+            positions = positions[rows, last][:, None] + 1
+            mask = torch.cat([mask, mask.new_ones(n_rows, 1)], dim=1)
+            last = torch.zeros_like(last)
+        return [
+            TextResult(self.export.tokenizer.decode(ids, skip_special_tokens=True), str(reason), ids)
+            for ids, reason in zip(written, ended, strict=True)
+        ]
+
+
+def _batches(lengths: list[int], widths: list[int], steps: int) -> Iterator[list[int]]:
+    """Request numbers in batches of one beam width and of similar length.
+
+    Args:
+        lengths: prompt tokens per request.
+        widths: beams per request.
+        steps: tokens that each beam appends.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (widths[i], lengths[i]))
+    batch: list[int] = []
+    for i in order:
+        # sorted, so the newest request is the longest: the batch is padded to it
+        size = (len(batch) + 1) * (lengths[i] + steps * widths[i])
+        if batch and (widths[i] != widths[batch[0]] or size > BATCH_TOKENS or len(batch) == BATCH_ROWS):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
