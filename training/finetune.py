@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from genrec.workspace import Workspace
 log = logging.getLogger(__name__)
 WEIGHTS = "trained.safetensors"
 VALID_BEAMS = 20
+LOGGING_STEPS = int(os.environ.get("GENREC_LOGGING_STEPS", "10"))
 
 
 def samples(space: Workspace) -> list[dict[str, np.ndarray]]:
@@ -154,7 +156,7 @@ def sft_config(space: Workspace, folder: Path, n_rows: int) -> SFTConfig:
         packing=False,
         max_length=None,
         remove_unused_columns=False,
-        logging_steps=10,
+        logging_steps=LOGGING_STEPS,
         report_to=["tensorboard"],
         save_only_model=False,
         save_total_limit=2,
