@@ -115,9 +115,7 @@ class Trie:
         if here.table is not None:
             child = here.table[node]  # [..., C]
             legal = (child >= 0) & alive.unsqueeze(-1)
-            return (
-                legal if allowed is None else legal & _of_rows(allowed.nodes[level + 1], child.clamp(min=0))
-            )
+            return legal if allowed is None else legal & _of_rows(allowed.nodes[level + 1], child.clamp(min=0))
         # children past a node's last repeat the last: they write the same truth twice
         last = here.offsets[node + 1].unsqueeze(-1) - 1
         child = here.offsets[node].unsqueeze(-1) + torch.arange(here.fan_out, device=self.device)
@@ -164,14 +162,10 @@ class Trie:
             DataError: the bitmap is not bool [B, N].
         """
         if items.ndim != 2 or items.shape[1] != self.n_items or items.dtype != torch.bool:
-            raise DataError(
-                f"filter: expected bool [B, {self.n_items}], found {items.dtype} {list(items.shape)}"
-            )
+            raise DataError(f"filter: expected bool [B, {self.n_items}], found {items.dtype} {list(items.shape)}")
         nodes = [items.to(self.device)[:, self._rows]]
         for level in reversed(self._levels):
-            below = torch.nn.functional.pad(
-                nodes[0].cumsum(1, dtype=torch.int32), (1, 0)
-            )  # [B, children + 1]
+            below = torch.nn.functional.pad(nodes[0].cumsum(1, dtype=torch.int32), (1, 0))  # [B, children + 1]
             nodes.insert(0, below[:, level.offsets[1:]] > below[:, level.offsets[:-1]])
         return Filter(nodes)
 
