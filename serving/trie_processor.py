@@ -3,8 +3,8 @@
 A request that carries `level_request` in its ``SamplingParams.extra_args`` gets, in place of its logits, the
 log-softmax over that level's C codes at the legal codes and -inf at every other token. With vLLM's
 ``logprobs_mode="processed_logits"`` these come back as they are, so a beam's score is that of `genrec.decode`
-and no legal code is lost to an illegal one. Every other request writes text: the tokens that genrec added and a
-base's padding rows behind them are never chosen.
+and no legal code is lost to an illegal one. Every other request writes text: the tokens that genrec added and
+a base's padding rows behind them are never chosen.
 
 vLLM 0.32 has two model runners with two interfaces: V1 (`TrieProcessor`, on CPUs) and V2 (`TrieProcessorV2`,
 where Triton works: GPUs). Both write by the same function. **V2 has not been run inside vLLM**, for want of a
@@ -74,9 +74,7 @@ def write_scores(logits: Tensor, first: Tensor, legal: Tensor, text_vocab: int) 
         text_vocab: tokens below this one are text.
     """
     ranks = first >= 0  # [R]
-    columns = torch.where(ranks, first, text_vocab)[:, None] + torch.arange(
-        legal.shape[1], device=logits.device
-    )
+    columns = torch.where(ranks, first, text_vocab)[:, None] + torch.arange(legal.shape[1], device=logits.device)
     scores = logits.gather(1, columns).log_softmax(-1)  # [R, C]
     scores.masked_fill_(~(legal & ranks[:, None]), -torch.inf)
     logits[:, text_vocab:] = -torch.inf
@@ -98,9 +96,7 @@ class TrieProcessor(V1Processor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow requests that come, go and change rows."""
-        process_dict_updates(
-            self.asked, batch_update, lambda params, _prompt, _output: _legal(params, self.n_codes)
-        )
+        process_dict_updates(self.asked, batch_update, lambda params, _prompt, _output: _legal(params, self.n_codes))
 
     def apply(self, logits: Tensor) -> Tensor:
         """logits float32 [rows, V], changed in place."""

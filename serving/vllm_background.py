@@ -76,8 +76,8 @@ class _Counter(StatLoggerBase):
 def _workers_without_dynamo(eager: bool) -> Iterator[None]:
     """Start worker processes that compile nothing at all, if nothing is to be compiled.
 
-    An eager vLLM still compiles one sampler function when log-probabilities are first asked for: on a small CPU
-    that stops the first list for most of a minute.
+    An eager vLLM still compiles one sampler function when log-probabilities are first asked for: on a small
+    CPU that stops the first list for most of a minute.
     """
     if not eager or NO_DYNAMO in os.environ:
         yield

@@ -18,18 +18,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from genrec.errors import ArtefactError, ConfigError, DataError
+from genrec.errors import ArtefactError, ConfigError
 from genrec.filters import item_bitmap
 from genrec.prompts import Prompt
 from genrec.serving.engine import RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
+from genrec.serving.resolve import beam_width, item_rows, recommend_prompt, text_prompt
 from genrec.trie import Filter, Trie
 
 if TYPE_CHECKING:
     from genrec.serving.vllm_background import AsyncEngine, Speculation
 
 log = logging.getLogger(__name__)
-BEAMS = 50
 MAX_MODEL_LEN = 4096
 CPU_BLOCK = 32  # tokens per block of the prefix cache; vLLM's 128 would recompute up to 127 tokens per beam
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
@@ -62,9 +62,7 @@ def _prepare_environment() -> None:
             "or take the torch engine"
         )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault(
-        "VLLM_CPU_KVCACHE_SPACE", "1"
-    )  # GiB; skips the check for 92 % of all memory being free
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; skips the check for 92 % of all memory being free
     if "OMP_NUM_THREADS" in os.environ:
         binding = "nobind"
     else:  # vLLM would leave one core to its scheduler: half of a two-core machine
@@ -111,7 +109,8 @@ class VllmEngine:
             export: what to serve.
             speculative: draft texts by n-grams; greedy texts stay the same.
             dtype: of weights and cache; auto is bfloat16 or float16 for float32 exports as well.
-            max_model_len: longest prompt and answer, in tokens; the model's own limit where that is less.
+            max_model_len: longest prompt and answer, in tokens; the model's own limit where that is less. Longer
+                histories lose their oldest events.
             gpu_memory_utilization: share of a GPU's memory for everything, both engines if speculative.
             seed: of vLLM; a text request's own seed decides its draws.
 
@@ -169,7 +168,7 @@ class VllmEngine:
         """Best items first, at most `k`, fewer only where fewer are allowed.
 
         Raises:
-            DataError: a request names an unknown item or category, has no positive `k`, or is too long.
+            DataError: unknown item ids or categories, or numbers out of range.
         """
         self._check_open()
         searches = [self._checked(request) for request in requests]
@@ -180,20 +179,22 @@ class VllmEngine:
         return self._background.run(gather())
 
     def _checked(self, request: RecommendRequest) -> _Search:
-        history = self._rows("history", request.history)
-        width = max(BEAMS if request.beams is None else request.beams, request.k)
-        if request.k < 1 or (request.beams is not None and request.beams < 1):
-            raise DataError(f"k={request.k}, beams={request.beams}: expected at least 1 of each")
+        catalogue = self._export.catalogue
+        history = item_rows(catalogue, request.history)
         allowed = item_bitmap(
-            self._export.catalogue,
+            catalogue,
             seen=history if request.exclude_seen else [],
             categories=request.categories,
             price_min=request.price_min,
             price_max=request.price_max,
             allow=request.allow,
         )
-        prompt = self._fitting(self._export.prompter.next_item(history), self._export.layout.levels)
-        return _Search(prompt, allowed, min(width, self._trie.n_items), request.k)
+        return _Search(
+            prompt=recommend_prompt(self._export, history, self._lists.max_model_len),
+            allowed=allowed,
+            width=beam_width(request, self._trie.n_items),
+            k=request.k,
+        )
 
     async def _search(self, search: _Search) -> list[RankedItem]:
         """Beam search as in `genrec.decode.beam_search`, by requests of one token."""
@@ -250,9 +251,7 @@ class VllmEngine:
         )
         logp = np.full(legal.shape, -np.inf)
         for beam, output in enumerate(outputs):
-            found: Any = output.outputs[
-                0
-            ].logprobs  # the best tokens and their scores, -inf behind the last legal one
+            found: Any = output.outputs[0].logprobs  # the best tokens and their scores, -inf behind the last legal one
             values = np.array(found.logprobs)
             finite = np.isfinite(values)
             logp[beam, np.array(found.token_ids)[finite] - first] = values[finite]
@@ -264,24 +263,10 @@ class VllmEngine:
         """Text for each request, in order; `token_ids` without the end token.
 
         Raises:
-            DataError: a request names an unknown item, has no positive `max_tokens`, or is too long.
+            DataError: unknown item ids, or numbers out of range.
         """
         self._check_open()
-        for request in requests:
-            if request.max_tokens < 1 or request.temperature < 0:
-                raise DataError(
-                    f"max_tokens={request.max_tokens}, temperature={request.temperature}: "
-                    "expected at least 1 token and a temperature of at least 0"
-                )
-        prompts = [
-            self._fitting(
-                self._export.prompter.describe(
-                    self._rows("history", request.history), self._rows("item_id", [request.item_id])[0]
-                ),
-                1,
-            )
-            for request in requests
-        ]
+        prompts = [text_prompt(self._export, request, self._lists.max_model_len) for request in requests]
         return self._write(self._text_engine(), requests, prompts)
 
     def speculation(self) -> Speculation:
@@ -330,25 +315,6 @@ class VllmEngine:
             return self._texts
 
     # -- both ------------------------------------------------------------------------------------------------
-
-    def _rows(self, what: str, items: Sequence[str]) -> list[int]:
-        index = self._export.catalogue.index
-        unknown = [item for item in items if item not in index]
-        if unknown:
-            raise DataError(
-                f"{what}: not in the catalogue of {len(index)} items: {unknown[:5]} ({len(unknown)} in all); "
-                "send ids of the catalogue that this export was made with"
-            )
-        return [index[item] for item in items]
-
-    def _fitting(self, prompt: Prompt, answer: int) -> Prompt:
-        limit = self._lists.max_model_len
-        if len(prompt.input_ids) + answer > limit:
-            raise DataError(
-                f"the prompt has {len(prompt.input_ids)} tokens, the model takes {limit} with the answer; "
-                "send a shorter history, or start the engine with a greater max_model_len"
-            )
-        return prompt
 
     def _check_open(self) -> None:
         if self._closed:

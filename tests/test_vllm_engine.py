@@ -1,0 +1,286 @@
+"""VllmEngine against transformers on the same folder: scores by full forward passes, texts by `generate`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from genrec.errors import ArtefactError, ConfigError, DataError
+from genrec.serving.engine import RankedItem, RecommendRequest, TextRequest
+from genrec.serving.export import Export
+from genrec.serving.torch_engine import TorchEngine
+from genrec.serving.vllm_engine import VllmEngine, input_embedding
+from tests.export_fixture import CODES, LEVELS, make_export
+
+pytest.importorskip("vllm", reason="needs the extra cpu or gpu")
+pytestmark = pytest.mark.vllm
+TOLERANCE = 1e-3  # float32 both sides; neighbours in a list differ by about 0.05
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    """One thread for each worker: the machine may be a small one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory) -> Export:
+    return Export.load(make_export(tmp_path_factory.mktemp("qwen3")))
+
+
+@pytest.fixture(scope="module")
+def model(export):
+    return AutoModelForCausalLM.from_pretrained(export.model_dir, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def engine(export):
+    before = children()
+    engine = VllmEngine(export, dtype="float32")
+    yield engine
+    engine.close()
+    assert children() == before
+
+
+def children() -> set[int]:
+    """Processes below this one, without Python's own helper, which lives as long as this process."""
+    found = psutil.Process().children(recursive=True)
+    return {p.pid for p in found if "resource_tracker" not in " ".join(p.cmdline())}
+
+
+@torch.inference_mode()
+def all_scores(export: Export, model, rows: list[int]) -> np.ndarray:
+    """Every item's score after a history, each from a forward pass over the whole sequence: float32 [N]."""
+    embedding = model.get_input_embeddings().weight
+    prompt = export.splice(export.prompter.next_item(rows), embedding)
+    tokens = torch.from_numpy(export.layout.sid_tokens(export.codes))  # [N, L]
+    sequences = torch.cat([prompt.expand(len(tokens), -1, -1), embedding[tokens[:, :-1]]], 1)
+    logits = model(inputs_embeds=sequences).logits[:, -LEVELS:]  # [N, L, V]
+    scores = torch.zeros(len(tokens))
+    for level in range(LEVELS):
+        first = export.layout.sid_start + level * CODES
+        logp = logits[:, level, first : first + CODES].log_softmax(-1)
+        scores += logp.gather(1, tokens[:, level, None] - first)[:, 0]
+    return scores.numpy()
+
+
+def assert_best(answer: list[RankedItem], scores: np.ndarray, allowed: np.ndarray, ids: list[str], k: int) -> None:
+    """The answer is the k best allowed items, in order."""
+    best = sorted(np.flatnonzero(allowed), key=lambda row: -scores[row])[:k]
+    assert [item.item_id for item in answer] == [ids[row] for row in best]
+    assert [item.rank for item in answer] == list(range(1, len(best) + 1))
+    np.testing.assert_allclose([item.score for item in answer], scores[best], atol=TOLERANCE)
+
+
+def random_history(rng: np.random.Generator, n_items: int) -> list[int]:
+    return rng.choice(n_items, rng.integers(0, 13), replace=False).tolist()
+
+
+# -- lists -------------------------------------------------------------------------------------------------
+
+
+def test_top_ten_is_that_of_full_forward_passes(engine, export, model):
+    rng, ids = np.random.default_rng(1), export.catalogue.item_ids
+    histories = [[], *(random_history(rng, len(ids)) for _ in range(39))]
+    answers = engine.recommend([RecommendRequest([ids[r] for r in rows], beams=len(ids)) for rows in histories])
+    order = set()
+    for rows, answer in zip(histories, answers, strict=True):
+        allowed = export.catalogue.available.copy()
+        allowed[rows] = False
+        assert_best(answer, all_scores(export, model, rows), allowed, ids, 10)
+        order.add(tuple(item.item_id for item in answer))
+    assert len(order) > 30  # the history matters
+
+
+def test_every_filter_holds_and_costs_no_item(engine, export, model):
+    rng, catalogue = np.random.default_rng(2), export.catalogue
+    ids, n = catalogue.item_ids, len(catalogue.item_ids)
+    requests, histories, bitmaps = [], [], []
+    for _ in range(40):
+        rows = random_history(rng, n)
+        allowed = catalogue.available.copy()
+        categories = price_min = price_max = allow = None
+        if rng.random() < 0.5:
+            categories = rng.choice(["lamp", "chair", "table", "sofa", "outdoor"], 2, replace=False).tolist()
+            allowed &= [bool(set(categories) & set(own)) for own in catalogue.categories]
+        if rng.random() < 0.5:
+            price_min = float(rng.uniform(0, 60))
+            allowed &= [price >= price_min for price in catalogue.prices]
+        if rng.random() < 0.5:
+            price_max = float(rng.uniform(30, 100))
+            allowed &= [price <= price_max for price in catalogue.prices]
+        if rng.random() < 0.5:
+            allow = [ids[row] for row in rng.choice(n, 20, replace=False)]
+            allowed &= [item in allow for item in ids]
+        seen = bool(rng.random() < 0.5)
+        if seen:
+            allowed[rows] = False
+        requests.append(RecommendRequest([ids[r] for r in rows], 10, n, seen, categories, price_min, price_max, allow))
+        histories.append(rows)
+        bitmaps.append(allowed)
+    assert min(map(sum, bitmaps)) < 3  # some lists have to be short
+    answers = engine.recommend(requests)
+    for rows, allowed, answer in zip(histories, bitmaps, answers, strict=True):
+        assert_best(answer, all_scores(export, model, rows), allowed, ids, 10)
+
+
+def test_nothing_allowed_is_an_empty_list(engine):
+    assert engine.recommend([RecommendRequest(["item-1"], price_min=1e6)]) == [[]]
+
+
+def test_lists_and_texts_are_those_of_the_torch_engine(engine, export):
+    """Narrow beams, which may miss the best items, miss the same ones."""
+    rng, ids = np.random.default_rng(3), export.catalogue.item_ids
+    reference = TorchEngine(export, "cpu")
+    lists = [RecommendRequest([ids[r] for r in random_history(rng, len(ids))], k=3, beams=5) for _ in range(10)]
+    lists.append(RecommendRequest([ids[i % 60] for i in range(300)], k=3, exclude_seen=False))  # too long: cut
+    for answer, expected in zip(engine.recommend(lists), reference.recommend(lists), strict=True):
+        assert [item.item_id for item in answer] == [item.item_id for item in expected]
+        np.testing.assert_allclose([i.score for i in answer], [i.score for i in expected], atol=TOLERANCE)
+    texts = [TextRequest(item, [ids[7]], 24) for item in ids[:5]]
+    assert engine.generate(texts) == reference.generate(texts)
+
+
+def test_threads_do_not_mix_answers(engine, export):
+    ids = export.catalogue.item_ids
+    requests = [RecommendRequest([ids[i], ids[i + 1]], k=5) for i in range(8)]
+    alone = [engine.recommend([request])[0] for request in requests]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda request: engine.recommend([request])[0], requests))
+    for a, b in zip(alone, together, strict=True):
+        assert [item.item_id for item in a] == [item.item_id for item in b]
+        np.testing.assert_allclose([i.score for i in a], [i.score for i in b], atol=TOLERANCE)
+
+
+# -- texts -------------------------------------------------------------------------------------------------
+
+
+def test_drafts_leave_greedy_text_as_it_is(engine, export, model):
+    """With drafts, without drafts, and by transformers: the same tokens; drafts were made and accepted."""
+    ids, layout, n_tokens = export.catalogue.item_ids, export.layout, 48
+    requests = [TextRequest(ids[i], [ids[i + 20], ids[i + 21]], n_tokens) for i in range(20)]
+    before = engine.speculation()
+    drafted = engine.generate(requests)
+    counts = engine.speculation()
+    assert counts.draft_tokens > before.draft_tokens
+    assert counts.accepted_tokens - before.accepted_tokens > 100  # of 960: these models like to repeat themselves
+
+    prompts = [export.prompter.describe([i + 20, i + 21], i) for i in range(20)]
+    # the list engine has the logits processor and no drafts; no public call writes text there
+    plain = engine._write(engine._lists, requests, prompts)
+    assert drafted == plain
+
+    embedding, banned = (
+        model.get_input_embeddings().weight.detach(),
+        range(layout.sid_start, model.config.vocab_size),
+    )
+    free_emits = 0
+    for prompt, result in zip(prompts, drafted, strict=True):
+        options = {"inputs_embeds": export.splice(prompt, embedding)[None], "max_new_tokens": n_tokens}
+        expected = model.generate(**options, do_sample=False, suppress_tokens=list(banned))[0].tolist()
+        ended = layout.eos in expected
+        expected = expected[: expected.index(layout.eos)] if ended else expected
+        assert result.token_ids == expected
+        assert result.finish_reason == ("stop" if ended else "length")
+        assert result.text == export.tokenizer.decode(expected, skip_special_tokens=True)
+        free = model.generate(**options, do_sample=False)[0]
+        free_emits += int((free >= layout.sid_start).any())
+    assert free_emits > 0  # left alone, the model does write ids into text
+
+
+def test_sampled_text_holds_no_ids_and_follows_its_seed(engine, export):
+    ids = export.catalogue.item_ids
+    requests = [TextRequest(ids[i], max_tokens=40, temperature=2.0, seed=i % 2) for i in (0, 1, 0, 1, 5, 6)]
+    results = engine.generate(requests)
+    assert all(token < export.layout.sid_start for result in results for token in result.token_ids)
+    assert not any("<|" in result.text for result in results)
+    other = engine.generate([TextRequest(ids[0], max_tokens=40, temperature=2.0, seed=9)])[0]
+    assert other.token_ids != results[0].token_ids
+
+
+# -- errors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "match"),
+    [
+        (RecommendRequest(["item-1", "<|sid_0_1|>"]), r"not in this export's catalogue.*'<\|sid_0_1\|>'"),
+        (RecommendRequest(["item-1"], allow=["item-99"]), "item-99"),
+        (RecommendRequest(["item-1"], categories=["boat"]), "boat"),
+        (RecommendRequest([], k=0), "k=0"),
+        (RecommendRequest([], beams=0), "beams=0"),
+    ],
+)
+def test_bad_list_requests_are_refused(engine, request_, match):
+    with pytest.raises(DataError, match=match):
+        engine.recommend([RecommendRequest(["item-1"]), request_])
+
+
+@pytest.mark.parametrize(
+    ("request_", "match"),
+    [
+        (TextRequest("../../etc/passwd"), "not in this.*etc/passwd"),
+        (TextRequest("item-1", ["item-1", ""]), r"60 items: ''"),
+        (TextRequest("item-1", max_tokens=0), "max_tokens=0"),
+        (TextRequest("item-1", temperature=-1.0), "temperature=-1.0"),
+        (TextRequest("item-1", max_tokens=2000), "exceed the model's 1024 positions"),
+    ],
+)
+def test_bad_text_requests_are_refused(engine, request_, match):
+    with pytest.raises(DataError, match=match):
+        engine.generate([request_])
+
+
+def test_exports_that_vllm_cannot_load_are_refused(export, tmp_path, monkeypatch):
+    folder = shutil.copytree(export.folder, tmp_path / "export")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtefactError, match="bitsandbytes"):
+        VllmEngine(Export.load(folder))
+    (folder / "model" / "model.safetensors").unlink()
+    with pytest.raises(ArtefactError, match="no input embedding"):
+        input_embedding(folder / "model")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ConfigError, match=r"genrec\[cpu\]"):
+        VllmEngine(export)
+
+
+# -- another architecture, and the end ---------------------------------------------------------------------
+
+
+def test_a_llama_without_drafts_runs_on_one_engine_and_leaves_no_process(tmp_path: Path):
+    export = Export.load(make_export(tmp_path, arch="llama", seed=4))
+    model = AutoModelForCausalLM.from_pretrained(export.model_dir, dtype=torch.float32).eval()
+    before, ids = children(), export.catalogue.item_ids
+    engine = VllmEngine(export, dtype="float32", speculative=False)
+    try:
+        started = children()
+        assert started > before
+        answer = engine.recommend([RecommendRequest(["item-2", "item-9"], beams=len(ids))])[0]
+        allowed = export.catalogue.available.copy()
+        allowed[[2, 9]] = False
+        assert_best(answer, all_scores(export, model, [2, 9]), allowed, ids, 10)
+        text = engine.generate([TextRequest("item-3", max_tokens=20)])[0]
+        assert 0 < len(text.token_ids) <= 20
+        assert max(text.token_ids) < export.layout.sid_start
+        assert engine.speculation().drafts == 0
+        assert children() == started
+    finally:
+        engine.close()
+    assert children() == before
+    engine.close()
+    with pytest.raises(ConfigError, match="closed"):
+        engine.recommend([RecommendRequest([])])
