@@ -81,23 +81,17 @@ class ItemSpace:
 def _pooled(features: dict[str, Features]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Modality -> float32 [N, D_m], the mean over its tokens (zeros where missing), and bool [N], present."""
     if not features:
-        raise ConfigError(
-            "semantic ids need at least one modality's features; set encode.text or encode.image"
-        )
+        raise ConfigError("semantic ids need at least one modality's features; set encode.text or encode.image")
     counts = {name: len(one.values) for name, one in features.items()}
     if len(set(counts.values())) > 1:
-        raise DataError(
-            f"features cover different numbers of items: {counts}; encode one catalogue for all of them"
-        )
+        raise DataError(f"features cover different numbers of items: {counts}; encode one catalogue for all of them")
     pooled = {}
     for name, one in features.items():
         present = np.asarray(one.present, bool)
         values = np.where(present[:, None], one.values.mean(1, dtype=np.float32), np.float32(0))
         bad = np.flatnonzero(~np.isfinite(values).all(1))
         if len(bad):
-            raise DataError(
-                f"features {name}: {len(bad)} items hold NaN or infinity, rows {bad[:5].tolist()} first"
-            )
+            raise DataError(f"features {name}: {len(bad)} items hold NaN or infinity, rows {bad[:5].tolist()} first")
         pooled[name] = values, present
     return pooled
 

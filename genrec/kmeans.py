@@ -16,9 +16,7 @@ log = logging.getLogger(__name__)
 ITERATIONS = 25
 MOST_POINTS = 1024  # faiss trains on a sample of at most this many vectors per code
 SEED_POINTS = 64  # k-means++ sees at most this many vectors per code
-SEEDED_CODES = (
-    1024  # beyond this many codes, where k-means++ takes minutes, the first codes are random vectors
-)
+SEEDED_CODES = 1024  # beyond this many codes, where k-means++ takes minutes, the first codes are random vectors
 RESEEDS = 5
 SPLIT = 1e-3  # distance between copies of one code, against the vectors' own spread
 

@@ -38,9 +38,7 @@ class RQVAE(nn.Module):
         self.encoder = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, LATENT))
         self.decoder = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, width))
         self.register_buffer("codebooks", torch.zeros(levels, codes, LATENT))
-        self.register_buffer(
-            "counts", torch.ones(levels, codes)
-        )  # moving average of each code's items per batch
+        self.register_buffer("counts", torch.ones(levels, codes))  # moving average of each code's items per batch
 
     def quantise(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Residual quantisation of float32 [B, LATENT].
@@ -109,9 +107,7 @@ def train_rqvae(vectors: np.ndarray, *, levels: int, codes: int, seed: int) -> R
     return model.eval()
 
 
-def fit_rqvae(
-    vectors: np.ndarray, *, levels: int, codes: int, seed: int
-) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def fit_rqvae(vectors: np.ndarray, *, levels: int, codes: int, seed: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Train on float32 [N, D] of any scale.
 
     Returns:

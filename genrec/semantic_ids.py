@@ -118,8 +118,7 @@ class SemanticIds:
             return cls(codes, meta["n_codes"], space, encoder, tensors["codebooks"], meta["report"])
         except Exception as err:  # safetensors raises its own class, derived from Exception alone
             raise ArtefactError(
-                f"{folder}: no whole semantic ids there ({type(err).__name__}: {err}); "
-                "run the semantic_ids stage again"
+                f"{folder}: no whole semantic ids there ({type(err).__name__}: {err}); run the semantic_ids stage again"
             ) from err
 
 
@@ -165,9 +164,7 @@ def fit_semantic_ids(
     space = ItemSpace.fit(features, fit_on, collaborative_dim)
     factors = None
     if collaborative_dim:
-        factors = (
-            cooccurrence_factors(histories or [], n_items, collaborative_dim, seed) * collaborative_weight
-        )
+        factors = cooccurrence_factors(histories or [], n_items, collaborative_dim, seed) * collaborative_weight
     vectors = space.vectors(features, factors)
     encoder: tuple[np.ndarray, ...] = ()
     if method == "rqvae":
@@ -196,9 +193,7 @@ def _report(
     latents: np.ndarray, codebooks: np.ndarray, nearest: np.ndarray, codes: np.ndarray, taken: np.ndarray
 ) -> dict[str, Any]:
     n_items, n_levels = codes.shape
-    _, group, sizes = np.unique(
-        np.concatenate([taken, nearest]), axis=0, return_inverse=True, return_counts=True
-    )
+    _, group, sizes = np.unique(np.concatenate([taken, nearest]), axis=0, return_inverse=True, return_counts=True)
     moved = (nearest != codes).any(1)
     spread = float(((latents - latents.mean(0)) ** 2).sum(1).mean()) if n_items else 0.0
     before, after = (_errors(latents, codebooks, which) for which in (nearest, codes))

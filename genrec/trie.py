@@ -36,6 +36,7 @@ class _Level:
 
     Attributes:
         keys: int64 [children], ``parent * C + code``, sorted; a child's place is its node id.
+        parents: int64 [children].
         codes: int64 [children].
         offsets: int64 [parents + 1], the first child of each parent.
         fan_out: most children of one parent.
@@ -43,6 +44,7 @@ class _Level:
     """
 
     keys: Tensor
+    parents: Tensor
     codes: Tensor
     offsets: Tensor
     fan_out: int
@@ -163,10 +165,12 @@ class Trie:
         """
         if items.ndim != 2 or items.shape[1] != self.n_items or items.dtype != torch.bool:
             raise DataError(f"filter: expected bool [B, {self.n_items}], found {items.dtype} {list(items.shape)}")
-        nodes = [items.to(self.device)[:, self._rows]]
+        nodes = [items.to(self.device).index_select(1, self._rows)]
         for level in reversed(self._levels):
-            below = torch.nn.functional.pad(nodes[0].cumsum(1, dtype=torch.int32), (1, 0))  # [B, children + 1]
-            nodes.insert(0, below[:, level.offsets[1:]] > below[:, level.offsets[:-1]])
+            below = nodes[0].view(torch.uint8)  # [B, children]
+            above = below.new_zeros(len(items), len(level.offsets) - 1)  # [B, parents]
+            above.scatter_reduce_(1, level.parents.expand_as(below), below, "amax")
+            nodes.insert(0, above.view(torch.bool))
         return Filter(nodes)
 
 
@@ -178,7 +182,7 @@ def _level(keys: Tensor, n_parents: int, n_codes: int) -> _Level:
         table = torch.full((n_parents * n_codes,), -1, device=keys.device)
         table[keys] = torch.arange(len(keys), device=keys.device)
         table = table.view(n_parents, n_codes)
-    return _Level(keys, codes, offsets, int(offsets.diff().max()), table)
+    return _Level(keys, parents, codes, offsets, int(offsets.diff().max()), table)
 
 
 def _of_rows(nodes: Tensor, child: Tensor) -> Tensor:

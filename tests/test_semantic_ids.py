@@ -291,8 +291,7 @@ def sessions(n_items=120, n_groups=4, n_users=600, seed=0):
     rng = np.random.default_rng(seed)
     group = rng.integers(n_groups, size=n_items)
     return group, [
-        rng.choice(np.flatnonzero(group == rng.integers(n_groups)), size=6).astype(np.int32)
-        for _ in range(n_users)
+        rng.choice(np.flatnonzero(group == rng.integers(n_groups)), size=6).astype(np.int32) for _ in range(n_users)
     ]
 
 
@@ -314,9 +313,7 @@ def test_collaborative_factors_join_ids_and_new_items_have_none():
     group, histories = sessions()
     rng = np.random.default_rng(3)
     features = {"text": Features(rng.normal(size=(120, 1, 8)).astype(np.float32), np.ones(120, bool))}
-    joined = fit(
-        features, codes=4, levels=4, histories=histories, collaborative_dim=4, collaborative_weight=5.0
-    )
+    joined = fit(features, codes=4, levels=4, histories=histories, collaborative_dim=4, collaborative_weight=5.0)
     plain = fit(features, codes=4, levels=4)
     assert adjusted_mutual_info_score(group, joined.codes[:, 0]) > 0.9
     assert adjusted_mutual_info_score(group, plain.codes[:, 0]) < 0.1

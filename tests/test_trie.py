@@ -19,17 +19,13 @@ def catalogues(draw):
     n_codes, n_levels = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     every = list(itertools.product(range(n_codes), repeat=n_levels))
     ids = draw(st.lists(st.sampled_from(every), min_size=1, max_size=40, unique=True))
-    bitmaps = draw(
-        st.lists(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)), min_size=1, max_size=3)
-    )
+    bitmaps = draw(st.lists(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)), min_size=1, max_size=3))
     return ids, n_codes, torch.tensor(bitmaps), draw(st.sampled_from([0, 8, 1 << 22]))
 
 
 def next_codes(ids, prefix, n_codes, keep):
     """The oracle: codes that follow `prefix` in some kept id."""
-    found = {
-        one[len(prefix)] for one, kept in zip(ids, keep, strict=True) if kept and one[: len(prefix)] == prefix
-    }
+    found = {one[len(prefix)] for one, kept in zip(ids, keep, strict=True) if kept and one[: len(prefix)] == prefix}
     return [code in found for code in range(n_codes)]
 
 
@@ -135,9 +131,7 @@ def test_half_a_million_items_build_in_seconds():
     codes = torch.stack([numbers >> 14, (numbers >> 7) % 128, numbers % 128], 1)
     start = time.monotonic()
     trie = Trie.build(codes, 128)
-    assert (
-        time.monotonic() - start < 10
-    )  # about 0.3 s; a Python loop over the rows takes longer than the limit
+    assert time.monotonic() - start < 10  # about 0.3 s; a Python loop over the rows takes longer than the limit
     state = torch.zeros(len(codes), dtype=torch.int64)
     for level in range(3):
         state = trie.step(state, codes[:, level], level)
