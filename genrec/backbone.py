@@ -19,6 +19,7 @@ from genrec.decode import attention_mask
 from genrec.encoders.features import Features
 from genrec.errors import DataError
 from genrec.prompts import Layout, Prompt
+from genrec.trie import Trie
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,11 @@ class Backbone(nn.Module):
         layout: Layout,
         adapter: nn.Module | None,
         features: dict[str, Features],
+        codes: np.ndarray,
         *,
         lora: dict[str, Any] | None = None,
         tune_base: bool = False,
+        dropout: float = 0.0,
     ):
         """
         Args:
@@ -62,8 +65,10 @@ class Backbone(nn.Module):
             layout: where the added tokens are.
             adapter: item features -> soft tokens [B, K, D]; None when K = 0.
             features: modality -> features of all items, in catalogue order.
+            codes: int32 [N, L] semantic ids.
             lora: arguments of peft's LoraConfig; None: no LoRA.
             tune_base: train every weight of the base.
+            dropout: on the input vectors while training.
         """
         super().__init__()
         self.layout = layout
@@ -80,10 +85,13 @@ class Backbone(nn.Module):
         self.sid_out_rows = None if tied else nn.Parameter(torch.randn(rows, dim) * 0.02)
         self.soft_prompt = nn.Parameter(torch.randn(layout.soft_prompt, dim) * rms)
         self.adapter = adapter
+        self.dropout = nn.Dropout(dropout)
         for name, feature in features.items():
             self.register_buffer(f"features_{name}", torch.from_numpy(feature.values), persistent=False)
             self.register_buffer(f"present_{name}", torch.from_numpy(feature.present), persistent=False)
         self.modalities = sorted(features)
+        self.register_buffer("codes", torch.from_numpy(codes.astype(np.int64)), persistent=False)
+        self._trie: Trie | None = None
         if lora is not None:
             from peft import LoraConfig, get_peft_model
 
@@ -121,6 +129,14 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.sid_in.device
+
+    @property
+    def trie(self) -> Trie:
+        """The semantic ids as a trie, on the model's device."""
+        if self._trie is None or self._trie.device != self.device:
+            codes: Tensor = self.codes
+            self._trie = Trie.build(codes, self.layout.n_codes, self.device)
+        return self._trie
 
     @property
     def sid_out(self) -> Tensor:
@@ -185,7 +201,7 @@ class Backbone(nn.Module):
             position_ids: int64 [B, T], from 0 in every segment.
             segments: int64 [B, T], which sequence of the row a token belongs to; -1 is padding.
         """
-        vectors = self.embed(input_ids, slots)
+        vectors = self.dropout(self.embed(input_ids, slots))
         order = torch.arange(input_ids.shape[1], device=input_ids.device)
         visible = (segments[:, :, None] == segments[:, None, :]) & (order[:, None] >= order)
         mask = attention_mask(visible, vectors.dtype)
@@ -197,8 +213,8 @@ class Backbone(nn.Module):
     def token_losses(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats of every target; logits are computed at targets only.
 
-        A semantic-id target competes with the codes of its own level (as in decoding), a text target with the whole
-        vocabulary, semantic ids included.
+        A semantic-id target competes with the codes that lead on in the trie after its prefix (as in decoding), a text
+        target with the whole vocabulary, semantic ids included.
 
         Args:
             hidden: [B, T, D].
@@ -216,7 +232,13 @@ class Backbone(nn.Module):
             at = (level == wanted).nonzero()[:, 0]
             if len(at):
                 codes = shifted[at] - layout.sid_start - wanted * layout.n_codes
-                losses.append(F.cross_entropy(self.sid_logits(wanted, states[at]).float(), codes, reduction="none"))
+                state = torch.zeros_like(at)
+                for before in range(wanted):  # an id's codes stand side by side
+                    code = shifted[at - wanted + before] - layout.sid_start - before * layout.n_codes
+                    state = self.trie.step(state, code, before)
+                logits = self.sid_logits(wanted, states[at]).float()
+                logits = logits.masked_fill(~self.trie.mask(state, wanted), torch.finfo(logits.dtype).min)
+                losses.append(F.cross_entropy(logits, codes, reduction="none"))
                 positions.append(at)
         at = ((shifted >= 0) & (shifted < layout.sid_start)).nonzero()[:, 0]
         if len(at):

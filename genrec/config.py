@@ -160,6 +160,7 @@ class Finetune(Settings):
     accumulate: int = Field(1, ge=1, description="gradient accumulation")
     learning_rate: float = Field(3e-3, gt=0, description="peak of AdamW's schedule")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps for warm-up")
+    dropout: float = Field(0.3, ge=0, lt=1, description="dropout on the LLM's input vectors")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
     text_weight: float = Field(0.0, ge=0, description="item-text samples per history, for free text")
     mixed_precision: Literal["auto", "no", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")

@@ -60,7 +60,9 @@ def beam_search(
     """The best legal items after each prompt.
 
     With `beams` at least the number of legal prefixes at every level the result is exact; below that it is beam
-    search. The filter acts before the beams are chosen, so it never costs one.
+    search. The filter acts before the beams are chosen, so it never costs one. An item's score is the sum over levels
+    of the log-softmax over the codes that lead on in the trie, whatever the filter: log P(item), which sums to one over
+    the catalogue, so a request's filter changes no score.
 
     Args:
         embeds: [B, T, D] prompt vectors, padded on the right.
@@ -90,8 +92,10 @@ def beam_search(
     scores = torch.zeros(batch, 1, device=device)
     seen = real[:, None]  # what each beam attends to so far: bool [B, W, S]
     for level in range(trie.n_levels):
-        logp = model.sid_logits(level, hidden).float().log_softmax(-1)  # [B, W, C]
-        legal = trie.mask(state, level, allowed)
+        known = trie.mask(state, level)  # [B, W, C]
+        logits = model.sid_logits(level, hidden).float()
+        logp = logits.masked_fill(~known, torch.finfo(logits.dtype).min).log_softmax(-1)
+        legal = known if allowed is None else trie.mask(state, level, allowed)
         total = (scores[..., None] + logp).masked_fill(~legal, -torch.inf).flatten(1)  # [B, W * C]
         scores, best = total.topk(min(beams, total.shape[1]), dim=1)  # [B, W']
         parent, code = best // trie.n_codes, best % trie.n_codes

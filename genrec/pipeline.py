@@ -282,7 +282,6 @@ class Run:
         return rank_cases(
             backbone,
             space.prompter,
-            space.trie(backbone.device),
             space.split.test,
             available=space.catalogue.available,
             exclude_seen=self.recipe.data.exclude_seen,

@@ -9,13 +9,11 @@ from genrec.backbone import Backbone, collate_prompts
 from genrec.decode import beam_search
 from genrec.prompts import Prompter
 from genrec.splits import Cases
-from genrec.trie import Trie
 
 
 def rank_cases(
     backbone: Backbone,
     prompter: Prompter,
-    trie: Trie,
     cases: Cases,
     *,
     available: np.ndarray,
@@ -28,8 +26,7 @@ def rank_cases(
 
     Args:
         backbone: in eval mode.
-        prompter: encodes for the same catalogue as the trie.
-        trie: semantic ids.
+        prompter: encodes for the same catalogue.
         cases: histories to continue.
         available: bool [N]; other items are never ranked.
         exclude_seen: leave out the items of a case's own history.
@@ -57,7 +54,7 @@ def rank_cases(
                 items = np.concatenate([cases.histories[r] for r in rows]).astype(np.int64)
                 allowed[torch.from_numpy(owner), torch.from_numpy(items)] = False
             ranked = beam_search(
-                backbone, backbone.embed(ids, slots), lengths, trie, beams, trie.filter(allowed)
+                backbone, backbone.embed(ids, slots), lengths, backbone.trie, beams, backbone.trie.filter(allowed)
             ).items.cpu()
             n = min(k, ranked.shape[1])
             top[rows, :n] = ranked[:, :n].to(torch.int32).numpy()

@@ -21,7 +21,6 @@ from genrec.encoders.features import Features
 from genrec.prompts import Layout, Prompter
 from genrec.semantic_ids import SemanticIds
 from genrec.splits import Split
-from genrec.trie import Trie
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,6 @@ class Workspace:
     def prompter(self) -> Prompter:
         return Prompter(self.tokenizer, self.layout, self.semantic_ids.codes)
 
-    def trie(self, device: torch.device | str = "cpu") -> Trie:
-        return Trie.build(torch.from_numpy(self.semantic_ids.codes), self.semantic_ids.n_codes, torch.device(device))
-
     @property
     def popularity(self) -> np.ndarray:
         """int64 [N]: training events per item."""
@@ -119,8 +115,10 @@ class Workspace:
             self.layout,
             adapter,
             self.features if adapter is not None else {},
+            self.semantic_ids.codes,
             lora=recipe.backbone.lora.model_dump() if tuned and recipe.backbone.tune == "lora" else None,
             tune_base=tuned and recipe.backbone.tune == "full",
+            dropout=recipe.finetune.dropout if tuned else 0.0,
         )
         aligned = self.folder / "alignment" / "aligned.safetensors"
         if aligned.is_file() and adapter is not None:

@@ -41,15 +41,16 @@ def make(arch="qwen3", tied=True, lora=True, tune_base=False, seed=0):
         "image": Features(values=rng.normal(size=(N, 4, 5)).astype(np.float32), present=np.arange(N) != 3),
     }
     adapter = build_adapter("qformer", {"text": 6, "image": 5}, 2, 32, rms=0.02, width=8)
+    codes = np.stack(np.unravel_index(rng.permutation(64)[:N], (4, 4, 4)), 1).astype(np.int32)
     backbone = Backbone(
         lm,
         layout,
         adapter,
         features,
+        codes,
         lora={"r": 4, "alpha": 8, "dropout": 0.0} if lora else None,
         tune_base=tune_base,
     )
-    codes = np.stack(np.unravel_index(rng.permutation(64)[:N], (4, 4, 4)), 1).astype(np.int32)
     return backbone.eval(), Prompter(tokenizer, layout, codes)
 
 
@@ -91,7 +92,10 @@ def test_loss_equals_a_plain_loop(pair):
         for t in np.flatnonzero(prompt.targets):
             level, code = divmod(int(prompt.input_ids[t]) - layout.sid_start, layout.n_codes)
             rows = backbone.sid_out[level * 4 : level * 4 + 4]
-            losses.append(-F.log_softmax(rows @ hidden[t - 1], 0)[code])
+            prefix = prompt.input_ids[t - level : t]
+            legal = sorted({int(s[level]) for s in prompter.sids if (s[:level] == prefix).all()})
+            legal = [s - layout.sid_start - level * layout.n_codes for s in legal]
+            losses.append(-F.log_softmax((rows @ hidden[t - 1])[legal], 0)[legal.index(code)])
         loss = backbone(**batch_of([prompt], layout))["loss"]
     torch.testing.assert_close(loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
 

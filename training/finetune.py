@@ -94,7 +94,6 @@ class BackboneTrainer(SFTTrainer):
         top = rank_cases(
             backbone,
             self.space.prompter,
-            self.space.trie(backbone.device),
             self.valid,
             available=self.space.catalogue.available,
             exclude_seen=self.space.recipe.data.exclude_seen,
