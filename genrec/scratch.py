@@ -100,7 +100,10 @@ def make_scratch(
     stream: list[int] = []
     for step in tqdm(range(steps), desc="pre-train", unit="step", disable=None):
         while len(stream) < batch * (length + 1):
-            stream += [end, *tokenizer(shuffled_lines(rng.choice(texts), rng), add_special_tokens=False).input_ids]
+            stream += [
+                end,
+                *tokenizer(shuffled_lines(rng.choice(texts), rng), add_special_tokens=False).input_ids,
+            ]
         rows = torch.from_numpy(np.array(stream[: batch * (length + 1)]).reshape(batch, -1))
         del stream[: batch * (length + 1)]
         logits = model(rows[:, :-1]).logits

@@ -197,7 +197,9 @@ class Prompter:
                 case str():
                     new = self._fixed.get(part)
                     if new is None:
-                        new = self._fixed.setdefault(part, self.text_ids(part)) if len(part) < 64 else self.text_ids(part)
+                        new = (
+                            self._fixed.setdefault(part, self.text_ids(part)) if len(part) < 64 else self.text_ids(part)
+                        )
                     kinds, target = [-1] * len(new), False
                 case Sid(item):
                     new, target = self.sids[item].tolist(), True

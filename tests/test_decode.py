@@ -12,6 +12,7 @@ from genrec.serving.export import Export
 from genrec.serving.exported_model import ExportedModel
 from genrec.trie import Trie
 from tests.export_fixture import make_export
+from tests.oracles import codes_after, trie_log_softmax
 
 N_ITEMS = 60
 LENGTHS = (11, 3, 26, 8)  # of the random prompts
@@ -44,7 +45,10 @@ class Setting:
         vectors = torch.cat([prompt, self.model.lm.get_input_embeddings()(tokens)])
         logits = self.model.lm(inputs_embeds=vectors[None]).logits[0, -1]
         first = start + len(prefix) * n
-        return logits[first : first + n].log_softmax(-1)
+        known = codes_after(self.codes, prefix)
+        out = torch.full((n,), -torch.inf)
+        out[known] = logits[first : first + n][known].log_softmax(-1)
+        return out
 
     @torch.inference_mode()
     def brute_force(self, prompt: Tensor) -> np.ndarray:
@@ -56,7 +60,7 @@ class Setting:
         logits = self.model.lm(inputs_embeds=vectors).logits[:, len(prompt) - 1 : -1]  # [N, L, V]
         score = torch.zeros(len(codes))
         for level in range(self.layout.levels):
-            logp = logits[:, level, start + level * n : start + (level + 1) * n].log_softmax(-1)
+            logp = trie_log_softmax(logits[:, level, start + level * n : start + (level + 1) * n], self.codes, level)
             score += logp[torch.arange(len(codes)), codes[:, level]]
         return score.numpy()
 

@@ -18,6 +18,7 @@ from genrec.serving.resolve import recommend_prompt
 from genrec.serving.select_engine import make_engine
 from genrec.serving.torch_engine import TorchEngine, _batches
 from tests.export_fixture import make_export
+from tests.oracles import trie_log_softmax
 
 
 @pytest.fixture(scope="module", params=["qwen3", "llama"])
@@ -40,7 +41,7 @@ def brute_force(engine: TorchEngine, history: list[int]) -> np.ndarray:
     scores = np.zeros(len(tokens))
     for level in range(export.layout.levels):
         first = export.layout.sid_start + level * export.layout.n_codes
-        logp = logits[:, level, first : first + export.layout.n_codes].log_softmax(-1)
+        logp = trie_log_softmax(logits[:, level, first : first + export.layout.n_codes], export.codes, level)
         scores += logp.gather(1, (tokens[:, level] - first)[:, None])[:, 0].numpy()
     return scores
 
