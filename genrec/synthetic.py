@@ -49,10 +49,6 @@ TASTES = (
     ("brand",),
 )  # per kind; in utility's order
 UTILITY = ((4.0, 4.0, 4.0), (4.0, 4.0, 4.0), (2.4,))  # nats per match; tuned for the oracle's band in the tests
-    (5.0, 5.0, 2.0),
-    (5.0, 5.0, 2.0),
-    (2.4,),
-)  # nats per match; set for the oracle's band in the tests
 STEP_UTILITY = 5.0  # nats for the successor category, order users only
 ZIPF = 0.4  # popularity of the r-th item is r ** -ZIPF
 EVENTS = (6, 16)  # events per user, both included
