@@ -6,6 +6,8 @@ folder beside the target and ends in one rename, so a killed stage leaves the la
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -19,10 +21,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from genrec.errors import ArtefactError
+from genrec.errors import ArtefactError, GenrecError
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+LEAST_FREE = 1 << 20  # bytes; a failed write with less than this free is counted as a full disk
 VERSIONED = ("genrec", "torch", "transformers", "peft", "trl", "accelerate")
 
 
@@ -55,17 +58,20 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ArtefactError: the disk is full or the folder is read-only; the old file is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as handle:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as err:
-        temporary.unlink(missing_ok=True)
-        raise ArtefactError(f"{path}: cannot be written ({err.strerror}); free some space and run again") from err
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise ArtefactError(
+            f"{path}: cannot be written ({err.strerror}); free some space or fix the permissions, then run again"
+        ) from err
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -104,6 +110,25 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def write_problem(err: BaseException, folder: Path) -> str | None:
+    """What kept an artefact from being written, or None when the error is about something else.
+
+    Libraries hide the operating system's error in types of their own (safetensors, tokenizers, torch, pyarrow), so
+    their messages and the space that is left count too.
+
+    Args:
+        err: what was raised while writing.
+        folder: where, or below it.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    if isinstance(err, OSError):
+        return err.strerror or str(err)
+    if "No space left" in str(err) or "quota exceeded" in str(err) or shutil.disk_usage(folder).free < LEAST_FREE:
+        return os.strerror(errno.ENOSPC)
+    return None
 
 
 def run_stage(
@@ -162,12 +187,18 @@ def run_stage(
             target.rename(old)
         work.rename(target)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as err:
-        shutil.rmtree(work, ignore_errors=True)
+    except GenrecError:
+        raise
+    except Exception as err:
+        problem = write_problem(err, run_dir)
+        if problem is None:
+            raise
         raise ArtefactError(
-            f"{target}: cannot be written ({err.strerror or err}); the last whole artefact is untouched. "
+            f"{target}: cannot be written ({problem}); the last whole artefact is untouched. "
             "Free some space or fix the permissions, then run the same command again"
         ) from err
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     log.info("%s: done in %.1f s", name, time.monotonic() - started)
     return target
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from genrec.errors import GenrecError
@@ -77,7 +78,12 @@ def doctor() -> None:
     findings = diagnose()
     colours = {"ok": "green", "warn": "yellow", "missing": "red"}
     for finding in findings:
-        table.add_row(finding.name, f"[{colours[finding.status]}]{finding.status}[/]", finding.found, finding.advice)
+        table.add_row(
+            finding.name,
+            f"[{colours[finding.status]}]{finding.status}[/]",
+            escape(finding.found),
+            escape(finding.advice),
+        )
     console.print(table)
 
 
@@ -130,7 +136,7 @@ def recommend(
     with Recommender.load(export) as recommender:
         titles = dict(zip(recommender.export.catalogue.item_ids, recommender.export.catalogue.titles, strict=True))
         for item in recommender.recommend(history, k=k):
-            table.add_row(str(item.rank), item.item_id, titles[item.item_id], f"{item.score:.3f}")
+            table.add_row(str(item.rank), escape(item.item_id), escape(titles[item.item_id]), f"{item.score:.3f}")
     console.print(table)
 
 
@@ -147,7 +153,7 @@ def main() -> None:
     try:
         app()
     except GenrecError as err:
-        Console(stderr=True).print(f"[bold red]error:[/] {err}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(err))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

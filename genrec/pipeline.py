@@ -15,11 +15,16 @@ import numpy as np
 import yaml
 
 from genrec.artefacts import MANIFEST, file_hash, key_at, key_of, read_manifest, run_stage, write_text
+from genrec.catalog import Catalogue
 from genrec.config import Recipe, load_recipe
 from genrec.errors import ArtefactError
 from genrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
+CATALOGUE_SETTINGS = {"item_columns", "max_bad_share", "max_text_chars", "max_pixels"}  # of data
+LOG_SETTINGS = {
+    *("interaction_columns", "max_bad_share", "split", "cold_share", "test_share", "max_history", "max_users"),
+}
 VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
     "genrec-no-image": lambda r: r.model_copy(update={"encode": r.encode.model_copy(update={"image": None})}),
     "genrec-no-soft": lambda r: r.model_copy(
@@ -29,6 +34,11 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
         }
     ),
 }
+
+
+def pictures_hash(catalogue: Catalogue) -> str:
+    """A hash over the bytes of every item's picture, so that a replaced or lost one is noticed."""
+    return key_of([p and (file_hash(Path(p)) if Path(p).is_file() else "missing") for p in catalogue.images])
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,6 @@ class Run:
     def create(cls, recipe: Recipe, runs: Path, force: bool = False) -> Run:
         """The run of a recipe under `runs`; saves the resolved recipe beside it."""
         folder = runs / recipe.name
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "recipe.yaml", yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False))
         return cls(folder, recipe, folder, force)
 
@@ -85,12 +94,11 @@ class Run:
                 make_synthetic(synthetic, self.recipe.seed, out)
                 return synthetic.model_dump()
 
-            settings = {"seed": self.recipe.seed, **synthetic.model_dump()}
-            source = run_stage(self.folder, "source", settings, {}, build_source, self.force)
+            made_with = {"seed": self.recipe.seed, **synthetic.model_dump()}
+            source = run_stage(self.folder, "source", made_with, {}, build_source, self.force)
             items, interactions = source / "items.jsonl", source / "interactions.parquet"
         assert items is not None
         assert interactions is not None
-        reading = self._settings("data")
 
         def build_catalogue(out: Path) -> dict[str, Any]:
             catalogue, quarantine = read_catalogue(
@@ -105,9 +113,18 @@ class Run:
             return {
                 "items": len(catalogue.item_ids),
                 "pictures": sum(i is not None for i in catalogue.images),
+                "pictures_sha256": pictures_hash(catalogue),
+                "folder": str(items.resolve().parent),
             }
 
-        folder = run_stage(self.folder, "catalog", reading, {"items": file_hash(items)}, build_catalogue, self.force)
+        folder = run_stage(
+            self.folder,
+            "catalog",
+            data.model_dump(include=CATALOGUE_SETTINGS),
+            {"items": file_hash(items)},
+            build_catalogue,
+            self.force or self._pictures_changed(items.resolve().parent),
+        )
 
         def build_split(out: Path) -> dict[str, Any]:
             catalogue = self.space.catalogue
@@ -134,7 +151,19 @@ class Run:
             }
 
         inputs = {"log": file_hash(interactions), "catalog": key_at(folder)}
-        run_stage(self.folder, "interactions", reading, inputs, build_split, self.force)
+        settings = {"seed": self.recipe.seed, **data.model_dump(include=LOG_SETTINGS)}
+        run_stage(self.folder, "interactions", settings, inputs, build_split, self.force)
+
+    def _pictures_changed(self, source: Path) -> bool:
+        """Whether the pictures that the catalogue stage found are no longer those in the source's folder."""
+        folder = self.folder / "catalog"
+        if not (folder / MANIFEST).is_file():
+            return False
+        found = read_manifest(folder)["result"]
+        if found["folder"] == str(source) and found["pictures_sha256"] == pictures_hash(Catalogue.load(folder)):
+            return False
+        log.info("catalog: pictures changed")
+        return True
 
     def encode(self) -> None:
         """features/text and features/image."""
@@ -151,6 +180,8 @@ class Run:
                 return {"shape": list(features.values.shape), "present": int(features.present.sum())}
 
             inputs = {"catalog": key_at(self.folder / "catalog")}
+            if modality == "image" and settings.kind != "precomputed":
+                inputs["pictures"] = read_manifest(self.folder / "catalog")["result"]["pictures_sha256"]
             if settings.path is not None:
                 inputs["path"] = file_hash(settings.path)
             run_stage(

@@ -37,7 +37,7 @@ def whole_path(run: Run) -> dict[str, Any]:
     metrics = evaluate_run(run)
     export = run.export()
     if run.recipe.serve.quantise:
-        quantise_and_compare(export, run.recipe.serve.quantise, QUANTISED_USERS)
+        quantise_and_compare(export, run.recipe.serve.quantise, QUANTISED_USERS, run.force)
     report_run(run, metrics)
     log.info("%s: whole path in %.0f s, peak memory %.0f MB", run.folder, time.monotonic() - started, peak_rss_mb())
     return metrics
@@ -135,35 +135,43 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     return metrics
 
 
-def quantise_and_compare(export: Path, methods: Sequence[str], users: int) -> list[dict[str, Any]]:
+def quantise_and_compare(export: Path, methods: Sequence[str], users: int, force: bool = False) -> list[dict[str, Any]]:
     """Quantised copies beside an export, and what each costs on some of the run's test users.
 
     Args:
         export: an export folder inside its run's folder.
         methods: "nf4", "int8".
         users: test users to compare lists on.
+        force: do it again even when nothing changed.
 
     Returns:
-        rows of `genrec.serving.quantise.compare_exports`; also saved as quantised.json beside the export.
+        rows of `genrec.serving.quantise.compare_exports`; also kept in quantised/comparison.json beside the export.
     """
     from genrec.serving.export import Export
     from genrec.serving.quantise import compare_exports, quantise_export
     from genrec.serving.torch_engine import TorchEngine
 
     run = Run.open(export.parent)
-    copies = [quantise_export(export, run.folder, method, run.force) for method in methods]
-    test, seed = run.space.split.test, run.recipe.seed
-    n = len(test.targets)
-    rows = np.random.default_rng(seed).choice(n, min(users, n), replace=False)
-    cases = Cases(test.users[rows], [test.histories[i] for i in rows], test.targets[rows])
-    table = compare_exports(
-        TorchEngine(Export.load(export)),
-        (TorchEngine(Export.load(copy)) for copy in copies),
-        cases,
-        exclude_seen=run.recipe.data.exclude_seen,
-        seed=seed,
-    )
-    write_json(run.folder / "quantised.json", table)
+    copies = [quantise_export(export, run.folder, method, force) for method in methods]
+    test, seed, exclude_seen = run.space.split.test, run.recipe.seed, run.recipe.data.exclude_seen
+
+    def build(out: Path) -> None:
+        n = len(test.targets)
+        rows = np.random.default_rng(seed).choice(n, min(users, n), replace=False)
+        table = compare_exports(
+            TorchEngine(Export.load(export)),
+            (TorchEngine(Export.load(copy)) for copy in copies),
+            Cases(test.users[rows], [test.histories[i] for i in rows], test.targets[rows]),
+            exclude_seen=exclude_seen,
+            seed=seed,
+        )
+        write_json(out / "comparison.json", table)
+
+    settings = {"users": users, "seed": seed, "exclude_seen": exclude_seen}
+    inputs = {folder.name: key_at(folder) for folder in (export, *copies)}
+    inputs["interactions"] = key_at(run.shared / "interactions")
+    folder = run_stage(run.folder, "quantised", settings, inputs, build, force)
+    table: list[dict[str, Any]] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     for row in table:
         log.info(
             "%s: %.1f MB, overlap@10 %.3f, N@10 %+.4f",
