@@ -14,12 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,21 +44,29 @@ LOGGING_STEPS = int(os.environ.get("GENREC_LOGGING_STEPS", "10"))
 
 
 def samples(space: Workspace) -> list[dict[str, np.ndarray]]:
-    """The packed training rows: one sequence per history, plus item texts for a share of the users."""
-    prompter, settings, seed = space.prompter, space.recipe.finetune, space.recipe.seed
-    prompts = [prompter.next_item(history) for history in space.split.train if len(history)]
-    rng = np.random.default_rng(seed)
+    """The packed training rows of one pass: a sequence per history, plus item texts for a share of the users.
+
+    With `finetune.drop_items` the rows of all passes, one after the other: each leaves other events out, so no pass
+    repeats a history (item dropout, as in sequence augmentation by cropping and masking, Zhou et al. 2020, S3-Rec).
+    """
+    prompter, settings = space.prompter, space.recipe.finetune
+    rng = np.random.default_rng(space.recipe.seed)
     texts = space.catalogue.texts() if settings.text_weight else []
-    for history in space.split.train if settings.text_weight else []:
-        for _ in range(rng.poisson(settings.text_weight)):
-            if len(history) > 1:
+    rows = []
+    for _ in range(math.ceil(settings.epochs) if settings.drop_items else 1):
+        prompts = []
+        for history in space.split.train:
+            kept = history[rng.random(len(history)) >= settings.drop_items] if len(history) > 2 else history
+            if len(kept):
+                prompts.append(prompter.next_item(kept))
+            for _ in range(rng.poisson(settings.text_weight) if len(history) > 1 else 0):
                 at = int(rng.integers(1, len(history)))
                 row = int(history[at])
                 prompts.append(prompter.describe(history[:at], row, texts[row]))
-    longest = max(len(p.input_ids) for p in prompts)
-    rows = packed_rows(prompts, max(settings.pack_tokens, longest))
-    order = rng.permutation(len(rows))
-    return [rows[i] for i in order]
+        longest = max(len(p.input_ids) for p in prompts)
+        packed = packed_rows(prompts, max(settings.pack_tokens, longest))
+        rows += [packed[i] for i in rng.permutation(len(packed))]
+    return rows
 
 
 class BackboneTrainer(SFTTrainer):
@@ -70,6 +81,8 @@ class BackboneTrainer(SFTTrainer):
         """
         self.space, self.valid = space, valid
         super().__init__(**arguments)
+        # else every micro-batch counts the same, however many targets it holds
+        self.model_accepts_loss_kwargs = True
 
     def compute_loss(
         self,
@@ -138,7 +151,7 @@ def sft_config(space: Workspace, folder: Path, n_rows: int) -> SFTConfig:
     )
     config = SFTConfig(
         output_dir=str(folder),
-        num_train_epochs=s.epochs,
+        num_train_epochs=1 if s.drop_items else s.epochs,
         per_device_train_batch_size=s.batch_rows,
         gradient_accumulation_steps=s.accumulate,
         learning_rate=s.learning_rate,
@@ -168,15 +181,28 @@ def sft_config(space: Workspace, folder: Path, n_rows: int) -> SFTConfig:
         metric_for_best_model="ndcg@10",
         greater_is_better=True,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # early stopping counts on where it was
     )
     per_step = s.batch_rows * s.accumulate * config.world_size
-    steps = max(1, round(s.epochs * max(1, -(-n_rows // per_step))))
+    steps = max(1, round(config.num_train_epochs * -(-n_rows // per_step)))
     config.eval_steps = config.save_steps = max(1, -(-steps // s.evals))
     log.info(
         "finetune: %d rows / (%d rows x %d accumulated x %d processes) x %g epochs = about %d steps, %d evaluations",
         n_rows, s.batch_rows, s.accumulate, config.world_size, s.epochs, steps, s.evals,
     )  # fmt: skip
     return config
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; what a kill left half-written is removed."""
+    while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
+        try:
+            json.loads((Path(last) / "trainer_state.json").read_text(encoding="utf-8"))  # the trainer's last file
+            return str(last)
+        except (OSError, ValueError):
+            log.warning("finetune: %s was cut short, removed", last)
+            shutil.rmtree(last)
+    return None
 
 
 def finetune(space: Workspace, checkpoints: Path) -> tuple[Backbone, dict[str, Any]]:
@@ -209,7 +235,8 @@ def finetune(space: Workspace, checkpoints: Path) -> tuple[Backbone, dict[str, A
         data_collator=PackedCollator(space.layout),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.patience)],
     )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    with PartialState().main_process_first():
+        last = last_checkpoint(checkpoints)
     if last is not None:
         log.info("finetune: resuming from %s", Path(last).name)
     trainer.train(resume_from_checkpoint=last)
