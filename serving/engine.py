@@ -26,7 +26,7 @@ class RankedItem:
     """One recommended item."""
 
     item_id: str
-    score: float  # log-probability: sum over levels of the log-softmax over the level's codes
+    score: float  # log P(item): sum over levels of the log-softmax over the codes that lead on in the trie
     rank: int  # 1 is best
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 
 from genrec.catalog import Catalogue
 from genrec.errors import DataError
@@ -11,6 +12,7 @@ from genrec.serving.engine import RecommendRequest, TextRequest
 from genrec.serving.export import Export
 
 DEFAULT_BEAMS = 50
+MAX_POSITIONS = 4096  # of a prompt and its answer, in every engine; vLLM reserves cache for as many
 SHOWN = 5
 
 
@@ -42,25 +44,43 @@ def beam_width(request: RecommendRequest, n_items: int) -> int:
     return min(n_items, max(request.k, DEFAULT_BEAMS if request.beams is None else request.beams))
 
 
-def _newest(export: Export, history: list[int], empty: Prompt, reserve: int, limit: int) -> list[int]:
-    layout = export.layout
-    room = (limit - reserve - len(empty.input_ids)) // (layout.levels + layout.soft_tokens)
-    return history[max(0, len(history) - room) :] if room > 0 else []
+def max_positions(export: Export, most: int = MAX_POSITIONS) -> int:
+    """Tokens of a prompt and its answer: what the model's config allows, and at most `most`."""
+    config = json.loads((export.model_dir / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    return min(most, int(config.get("max_position_embeddings", most)))
 
 
-def recommend_prompt(export: Export, history: list[int], max_positions: int) -> Prompt:
-    """The prompt for the next item; the oldest events give way where the model's positions end.
+def _fitting(
+    export: Export, history: list[int], write: Callable[[list[int]], Prompt], answer: int, positions: int
+) -> Prompt:
+    """The prompt of the newest events that leave room for an answer of so many tokens."""
+    fixed = len(write([]).input_ids)
+    room = positions - fixed - answer
+    if room < 0:
+        raise DataError(
+            f"an answer of {answer} tokens and a prompt of {fixed} exceed the model's {positions} positions; "
+            "ask for fewer (max_tokens), or serve with more (max_model_len)"
+        )
+    events = room // (export.layout.levels + export.layout.soft_tokens)
+    return write(history[max(0, len(history) - events) :])
+
+
+def recommend_prompt(export: Export, history: list[int], positions: int) -> Prompt:
+    """The prompt for the next item; the oldest events give way where positions end.
 
     Args:
         export: the export.
         history: catalogue rows, oldest first.
-        max_positions: positions of the model, the L tokens of the answer included.
+        positions: see `max_positions`; the L tokens of the answer are included.
+
+    Raises:
+        DataError: not even an empty history fits.
     """
-    prompter = export.prompter
-    return prompter.next_item(_newest(export, history, prompter.next_item([]), export.layout.levels, max_positions))
+    return _fitting(export, history, export.prompter.next_item, export.layout.levels, positions)
 
 
-def text_prompt(export: Export, request: TextRequest, max_positions: int) -> Prompt:
+def text_prompt(export: Export, request: TextRequest, positions: int) -> Prompt:
     """The prompt for text about an item, for the user with this history; the oldest events give way.
 
     Raises:
@@ -73,12 +93,6 @@ def text_prompt(export: Export, request: TextRequest, max_positions: int) -> Pro
         )
     (row,) = item_rows(export.catalogue, [request.item_id])
     history = item_rows(export.catalogue, request.history)
-    prompter = export.prompter
-    kept = _newest(export, history, prompter.describe([], row), request.max_tokens, max_positions)
-    prompt = prompter.describe(kept, row)
-    if len(prompt.input_ids) + request.max_tokens > max_positions:
-        raise DataError(
-            f"max_tokens={request.max_tokens} and a prompt of {len(prompt.input_ids)} tokens exceed the model's "
-            f"{max_positions} positions; ask for fewer"
-        )
-    return prompt
+    return _fitting(
+        export, history, lambda events: export.prompter.describe(events, row), request.max_tokens, positions
+    )

@@ -17,7 +17,7 @@ from genrec.prompts import Prompt
 from genrec.serving.engine import RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
 from genrec.serving.exported_model import ExportedModel
-from genrec.serving.resolve import beam_width, item_rows, recommend_prompt, text_prompt
+from genrec.serving.resolve import beam_width, item_rows, max_positions, recommend_prompt, text_prompt
 from genrec.trie import Trie
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class TorchEngine:
         self.export = export
         self.model = ExportedModel(export, device, dtype)
         self.device = self.model.device
+        self.max_positions = max_positions(export)
         # soft vectors stay beside the embedding that they are spliced into
         self._splicer = dataclasses.replace(
             export, items=export.items.to(self.device), prompt=export.prompt.to(self.device)
@@ -60,7 +61,7 @@ class TorchEngine:
         for request in requests:
             rows = item_rows(catalogue, request.history)
             widths.append(beam_width(request, len(catalogue.item_ids)))
-            prompts.append(recommend_prompt(self.export, rows, self.model.max_positions))
+            prompts.append(recommend_prompt(self.export, rows, self.max_positions))
             bitmaps.append(
                 item_bitmap(
                     catalogue,
@@ -91,7 +92,7 @@ class TorchEngine:
         Raises:
             DataError: unknown item ids, or numbers out of range.
         """
-        prompts = [text_prompt(self.export, request, self.model.max_positions) for request in requests]
+        prompts = [text_prompt(self.export, request, self.max_positions) for request in requests]
         longest = max((request.max_tokens for request in requests), default=0)
         results: list[TextResult | None] = [None] * len(requests)
         for batch in _batches([len(p.input_ids) for p in prompts], [1] * len(prompts), longest):

@@ -114,11 +114,13 @@ class AsyncEngine:
         config.model_config.logits_processors = [PROCESSORS[v2]] if self.has_processor else None
         self.dtype = config.model_config.dtype
         assert isinstance(self.dtype, torch.dtype)  # resolved by now
-        self.max_model_len: int = config.model_config.max_model_len
+        before = multiprocessing.active_children()
         with _workers_without_dynamo(bool(config.model_config.enforce_eager)):
-            return AsyncLLM.from_vllm_config(
+            llm = AsyncLLM.from_vllm_config(
                 config, disable_log_stats=True, stat_loggers=[lambda *_: _Counter(self.speculation)]
             )
+        self._processes = [process for process in multiprocessing.active_children() if process not in before]
+        return llm
 
     async def complete(self, vectors: Tensor, params: SamplingParams) -> RequestOutput:
         """The whole answer to a prompt of vectors [T, D] in the engine's dtype."""
@@ -150,4 +152,5 @@ class AsyncEngine:
 
         self._background.run(shut_down())
         self._llm = None
-        multiprocessing.active_children()  # reaps the ones that ended
+        for process in self._processes:  # killed or not: none stays behind, not even as a zombie
+            process.join(STOP_TIMEOUT_S)

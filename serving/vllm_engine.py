@@ -23,14 +23,13 @@ from genrec.filters import item_bitmap
 from genrec.prompts import Prompt
 from genrec.serving.engine import RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
-from genrec.serving.resolve import beam_width, item_rows, recommend_prompt, text_prompt
+from genrec.serving.resolve import MAX_POSITIONS, beam_width, item_rows, max_positions, recommend_prompt, text_prompt
 from genrec.trie import Filter, Trie
 
 if TYPE_CHECKING:
     from genrec.serving.vllm_background import AsyncEngine, Speculation
 
 log = logging.getLogger(__name__)
-MAX_MODEL_LEN = 4096
 CPU_BLOCK = 32  # tokens per block of the prefix cache; vLLM's 128 would recompute up to 127 tokens per beam
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
 
@@ -100,7 +99,7 @@ class VllmEngine:
         *,
         speculative: bool = True,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-        max_model_len: int = MAX_MODEL_LEN,
+        max_model_len: int = MAX_POSITIONS,
         gpu_memory_utilization: float = 0.8,
         seed: int = 0,
     ):
@@ -134,13 +133,14 @@ class VllmEngine:
         layout = export.layout
         self._export = export
         self._speculative = speculative
+        self._max_positions = max_positions(export, max_model_len)
         self._trie = Trie.build(torch.from_numpy(export.codes), layout.n_codes)
         self._arguments: dict[str, Any] = {
             "model": str(export.model_dir),
             "skip_tokenizer_init": True,
             "dtype": dtype,
             "seed": seed,
-            "max_model_len": min(max_model_len, config.get("max_position_embeddings", max_model_len)),
+            "max_model_len": self._max_positions,
             "enable_prompt_embeds": True,
             "enable_prefix_caching": True,
             "generation_config": "vllm",  # none of the base's sampling defaults
@@ -190,7 +190,7 @@ class VllmEngine:
             allow=request.allow,
         )
         return _Search(
-            prompt=recommend_prompt(self._export, history, self._lists.max_model_len),
+            prompt=recommend_prompt(self._export, history, self._max_positions),
             allowed=allowed,
             width=beam_width(request, self._trie.n_items),
             k=request.k,
@@ -231,7 +231,8 @@ class VllmEngine:
 
         layout = self._export.layout
         first = layout.sid_start + level * layout.n_codes
-        legal = self._trie.mask(state, level, allowed)[0].numpy()  # [W, C]
+        known = self._trie.mask(state, level)[0].numpy()  # [W, C]
+        legal = self._trie.mask(state, level, allowed)[0].numpy()
         outputs = await asyncio.gather(
             *(
                 self._lists.complete(
@@ -243,10 +244,10 @@ class VllmEngine:
                         flat_logprobs=True,
                         detokenize=False,
                         skip_clone=True,
-                        extra_args=level_request(first, row),
+                        extra_args=level_request(first, *masks),
                     ),
                 )
-                for codes, row in zip(suffix, legal, strict=True)
+                for codes, *masks in zip(suffix, known, legal, strict=True)
             )
         )
         logp = np.full(legal.shape, -np.inf)
@@ -266,7 +267,7 @@ class VllmEngine:
             DataError: unknown item ids, or numbers out of range.
         """
         self._check_open()
-        prompts = [text_prompt(self._export, request, self._lists.max_model_len) for request in requests]
+        prompts = [text_prompt(self._export, request, self._max_positions) for request in requests]
         return self._write(self._text_engine(), requests, prompts)
 
     def speculation(self) -> Speculation:

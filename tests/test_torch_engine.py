@@ -14,7 +14,7 @@ from genrec.errors import ArtefactError, ConfigError, DataError
 from genrec.serving.engine import RecommendRequest, TextRequest
 from genrec.serving.export import Export
 from genrec.serving.exported_model import ExportedModel
-from genrec.serving.resolve import recommend_prompt
+from genrec.serving.resolve import MAX_POSITIONS, max_positions, recommend_prompt
 from genrec.serving.select_engine import make_engine
 from genrec.serving.torch_engine import TorchEngine, _batches
 from tests.export_fixture import make_export
@@ -110,13 +110,29 @@ def test_conditions_hold_and_lose_nothing(engine: TorchEngine, conditions) -> No
 
 def test_long_histories_keep_the_newest_events(engine: TorchEngine) -> None:
     rows = (np.arange(400) * 7 % 50).tolist()
-    prompt = recommend_prompt(engine.export, rows, engine.model.max_positions)
-    assert len(prompt.input_ids) + 3 <= engine.model.max_positions == 1024
+    prompt = recommend_prompt(engine.export, rows, engine.max_positions)
+    assert len(prompt.input_ids) + 3 <= engine.max_positions == 1024
     assert len(prompt.input_ids) + 3 > 1024 - 5  # and as many as fit: an item takes L + K = 5
     kept = [slot // 2 for slot in prompt.slots[prompt.slots >= 0].tolist()][::2]
     assert kept == rows[-len(kept) :]
     (ranked,) = engine.recommend([RecommendRequest([f"item-{row}" for row in rows], k=20)])
     assert {item.item_id for item in ranked} <= {f"item-{row}" for row in range(50, 60)}  # all seen are out
+    with pytest.raises(DataError, match=r"an answer of 3 tokens and a prompt of .* exceed the model's 8 positions"):
+        recommend_prompt(engine.export, rows, 8)
+
+
+def test_positions_are_the_model_s_up_to_a_limit(tmp_path: Path) -> None:
+    export = Export.load(make_export(tmp_path))
+    config = export.model_dir / "config.json"
+    known = json.loads(config.read_text())
+    for changed, expected in [
+        ({}, 1024),
+        ({"max_position_embeddings": 40_960}, MAX_POSITIONS),
+        ({"text_config": {"max_position_embeddings": 512}}, 512),
+    ]:
+        config.write_text(json.dumps(known | changed))
+        assert max_positions(export) == expected
+    assert max_positions(export, 100) == 100
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.vllm_engine import VllmEngine, input_embedding
 from tests.export_fixture import CODES, LEVELS, make_export
+from tests.oracles import trie_log_softmax
 
 pytest.importorskip("vllm", reason="needs the extra cpu or gpu")
 pytestmark = pytest.mark.vllm
@@ -71,7 +72,7 @@ def all_scores(export: Export, model, rows: list[int]) -> np.ndarray:
     scores = torch.zeros(len(tokens))
     for level in range(LEVELS):
         first = export.layout.sid_start + level * CODES
-        logp = logits[:, level, first : first + CODES].log_softmax(-1)
+        logp = trie_log_softmax(logits[:, level, first : first + CODES], export.codes, level)
         scores += logp.gather(1, tokens[:, level, None] - first)[:, 0]
     return scores.numpy()
 
@@ -95,6 +96,7 @@ def test_top_ten_is_that_of_full_forward_passes(engine, export, model):
     rng, ids = np.random.default_rng(1), export.catalogue.item_ids
     histories = [[], *(random_history(rng, len(ids)) for _ in range(39))]
     answers = engine.recommend([RecommendRequest([ids[r] for r in rows], beams=len(ids)) for rows in histories])
+    assert np.exp(all_scores(export, model, histories[1])).sum() == pytest.approx(1, abs=1e-4)  # scores are log P(item)
     order = set()
     for rows, answer in zip(histories, answers, strict=True):
         allowed = export.catalogue.available.copy()
@@ -149,7 +151,8 @@ def test_lists_and_texts_are_those_of_the_torch_engine(engine, export):
     for answer, expected in zip(engine.recommend(lists), reference.recommend(lists), strict=True):
         assert [item.item_id for item in answer] == [item.item_id for item in expected]
         np.testing.assert_allclose([i.score for i in answer], [i.score for i in expected], atol=TOLERANCE)
-    texts = [TextRequest(item, [ids[7]], 24) for item in ids[:5]]
+    texts = [TextRequest(item, [ids[7]], 24) for item in ids[:4]]
+    texts.append(TextRequest(ids[4], [ids[i % 60] for i in range(300)], 24))
     assert engine.generate(texts) == reference.generate(texts)
 
 
@@ -202,11 +205,11 @@ def test_drafts_leave_greedy_text_as_it_is(engine, export, model):
 
 def test_sampled_text_holds_no_ids_and_follows_its_seed(engine, export):
     ids = export.catalogue.item_ids
-    requests = [TextRequest(ids[i], max_tokens=40, temperature=2.0, seed=i % 2) for i in (0, 1, 0, 1, 5, 6)]
+    requests = [TextRequest(ids[i], max_tokens=24, temperature=2.0, seed=i % 2) for i in (0, 1, 0, 1, 5, 6)]
     results = engine.generate(requests)
     assert all(token < export.layout.sid_start for result in results for token in result.token_ids)
     assert not any("<|" in result.text for result in results)
-    other = engine.generate([TextRequest(ids[0], max_tokens=40, temperature=2.0, seed=9)])[0]
+    other = engine.generate([TextRequest(ids[0], max_tokens=24, temperature=2.0, seed=9)])[0]
     assert other.token_ids != results[0].token_ids
 
 
@@ -261,6 +264,7 @@ def test_exports_that_vllm_cannot_load_are_refused(export, tmp_path, monkeypatch
 # -- another architecture, and the end ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_llama_without_drafts_runs_on_one_engine_and_leaves_no_process(tmp_path: Path):
     export = Export.load(make_export(tmp_path, arch="llama", seed=4))
     model = AutoModelForCausalLM.from_pretrained(export.model_dir, dtype=torch.float32).eval()
