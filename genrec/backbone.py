@@ -134,8 +134,7 @@ class Backbone(nn.Module):
     def trie(self) -> Trie:
         """The semantic ids as a trie, on the model's device."""
         if self._trie is None or self._trie.device != self.device:
-            codes: Tensor = self.codes
-            self._trie = Trie.build(codes, self.layout.n_codes, self.device)
+            self._trie = Trie.build(self.get_buffer("codes"), self.layout.n_codes, self.device)
         return self._trie
 
     @property

@@ -115,7 +115,7 @@ class Catalogue:
         try:
             table = pa.parquet.read_table(folder / _FILE).cast(_SCHEMA)
         except (OSError, pa.ArrowInvalid, ValueError) as err:
-            raise ArtefactError(f"{folder / _FILE}: no catalogue there ({err}); run `genrec data`") from err
+            raise ArtefactError(f"{folder / _FILE}: no catalogue there ({err}); run `genrec run`") from err
         return cls(
             item_ids=table["item_id"].to_pylist(),
             titles=table["title"].to_pylist(),

@@ -77,7 +77,7 @@ class Log:
         try:
             table = pa.parquet.read_table(folder / _FILE)
         except (OSError, pa.ArrowInvalid) as err:
-            raise ArtefactError(f"{folder / _FILE}: no log there ({err}); run `genrec data`") from err
+            raise ArtefactError(f"{folder / _FILE}: no log there ({err}); run `genrec run`") from err
         lengths = pc.list_value_length(table["items"]).to_numpy()
         return cls(
             user_ids=table["user_id"].to_pylist(),

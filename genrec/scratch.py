@@ -38,11 +38,32 @@ def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
 
 
-def shuffled_lines(text: str, rng: random.Random) -> str:
-    """The text with its lines in another order: the LM learns words and facts, not one fixed layout."""
-    lines = [line for line in text.split("\n") if line]
-    rng.shuffle(lines)
-    return "\n".join(lines)
+class Pages:
+    """Pre-training documents: pages that list items with a line in common, like the pages of a shop.
+
+    On such a page what came before tells what comes next, so the model learns to read its context: the ability that a
+    large pre-trained model brings along. An item shows some of its lines, in random order.
+    """
+
+    def __init__(self, texts: Sequence[str], seed: int, items_per_page: int = 8, lines_per_item: int = 3):
+        self.items = [[line for line in text.split("\n") if line] for text in texts]
+        self.rng = random.Random(seed)
+        self.items_per_page, self.lines_per_item = items_per_page, lines_per_item
+        self.having: dict[str, list[int]] = {}
+        for row, lines in enumerate(self.items):
+            for line in lines:
+                self.having.setdefault(line, []).append(row)
+
+    def page(self) -> str:
+        """One page."""
+        rng = self.rng
+        topic = rng.choice(rng.choice(self.items) or [""])
+        rows = self.having.get(topic, [0])
+        shown = []
+        for row in rng.sample(rows, min(len(rows), rng.randint(1, self.items_per_page))):
+            lines = rng.sample(self.items[row], min(len(self.items[row]), self.lines_per_item))
+            shown.append("\n".join(dict.fromkeys([*lines[:-1], topic, *lines[-1:]]) if rng.random() < 0.5 else lines))
+        return "\n\n".join(shown)
 
 
 def make_scratch(
@@ -74,7 +95,7 @@ def make_scratch(
     Returns:
         {"parameters", "vocab", "curve": [{"step", "loss"}]}, loss in nats per token.
     """
-    rng = random.Random(seed)
+    pages = Pages(texts, seed)
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(texts, vocab)
     config = AutoConfig.for_model(
@@ -100,10 +121,7 @@ def make_scratch(
     stream: list[int] = []
     for step in tqdm(range(steps), desc="pre-train", unit="step", disable=None):
         while len(stream) < batch * (length + 1):
-            stream += [
-                end,
-                *tokenizer(shuffled_lines(rng.choice(texts), rng), add_special_tokens=False).input_ids,
-            ]
+            stream += [end, *tokenizer(pages.page(), add_special_tokens=False).input_ids]
         rows = torch.from_numpy(np.array(stream[: batch * (length + 1)]).reshape(batch, -1))
         del stream[: batch * (length + 1)]
         logits = model(rows[:, :-1]).logits

@@ -84,7 +84,7 @@ class Split:
                 cold=arrays["cold"],
             )
         except (OSError, ValueError, KeyError) as err:
-            raise ArtefactError(f"{folder / _FILE}: no split there ({err}); run `genrec data`") from err
+            raise ArtefactError(f"{folder / _FILE}: no split there ({err}); run `genrec run`") from err
 
     def summary(self) -> dict[str, int | str]:
         """Sizes."""

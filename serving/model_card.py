@@ -40,7 +40,7 @@ def model_card(
         f"Test cases by the split `{split}`. Means over users, with 95 % bootstrap intervals.\n\n"
         + format_markdown(metrics)
         if metrics is not None
-        else f"Not evaluated yet. Test cases would come from the split `{split}`: run `genrec evaluate`."
+        else f"Not evaluated yet. Test cases would come from the split `{split}`: run `genrec run`."
     )
     recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip()
     return f"""---

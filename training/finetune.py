@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import shutil
 from pathlib import Path
@@ -44,29 +43,19 @@ LOGGING_STEPS = int(os.environ.get("GENREC_LOGGING_STEPS", "10"))
 
 
 def samples(space: Workspace) -> list[dict[str, np.ndarray]]:
-    """The packed training rows of one pass: a sequence per history, plus item texts for a share of the users.
-
-    With `finetune.drop_items` the rows of all passes, one after the other: each leaves other events out, so no pass
-    repeats a history (item dropout, as in sequence augmentation by cropping and masking, Zhou et al. 2020, S3-Rec).
-    """
+    """The packed training rows: one sequence per history, plus item texts for a share of the users."""
     prompter, settings = space.prompter, space.recipe.finetune
     rng = np.random.default_rng(space.recipe.seed)
+    prompts = [prompter.next_item(history) for history in space.split.train if len(history)]
     texts = space.catalogue.texts() if settings.text_weight else []
-    rows = []
-    for _ in range(math.ceil(settings.epochs) if settings.drop_items else 1):
-        prompts = []
-        for history in space.split.train:
-            kept = history[rng.random(len(history)) >= settings.drop_items] if len(history) > 2 else history
-            if len(kept):
-                prompts.append(prompter.next_item(kept))
-            for _ in range(rng.poisson(settings.text_weight) if len(history) > 1 else 0):
-                at = int(rng.integers(1, len(history)))
-                row = int(history[at])
-                prompts.append(prompter.describe(history[:at], row, texts[row]))
-        longest = max(len(p.input_ids) for p in prompts)
-        packed = packed_rows(prompts, max(settings.pack_tokens, longest))
-        rows += [packed[i] for i in rng.permutation(len(packed))]
-    return rows
+    for history in space.split.train if settings.text_weight else []:
+        for _ in range(rng.poisson(settings.text_weight) if len(history) > 1 else 0):
+            at = int(rng.integers(1, len(history)))
+            row = int(history[at])
+            prompts.append(prompter.describe(history[:at], row, texts[row]))
+    longest = max(len(p.input_ids) for p in prompts)
+    rows = packed_rows(prompts, max(settings.pack_tokens, longest))
+    return [rows[i] for i in rng.permutation(len(rows))]
 
 
 class BackboneTrainer(SFTTrainer):
@@ -151,7 +140,7 @@ def sft_config(space: Workspace, folder: Path, n_rows: int) -> SFTConfig:
     )
     config = SFTConfig(
         output_dir=str(folder),
-        num_train_epochs=1 if s.drop_items else s.epochs,
+        num_train_epochs=s.epochs,
         per_device_train_batch_size=s.batch_rows,
         gradient_accumulation_steps=s.accumulate,
         learning_rate=s.learning_rate,

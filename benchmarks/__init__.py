@@ -1,0 +1,1 @@
+"""Measurements that print their own verdict; each rewrites docs/results.md."""

@@ -1,0 +1,112 @@
+"""One form for every benchmark: a list of checks with values, intervals and verdicts, and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from genrec.artefacts import git_commit, peak_rss_mb, write_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line that has to hold; `must` says in words what of `value` or `ci95`."""
+
+    check: str
+    value: float
+    ci95: list[float] | None
+    must: str
+    holds: bool
+
+
+def machine() -> str:
+    """Processor, cores and memory, in words."""
+    model = platform.processor() or platform.machine()
+    for line in (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    ):
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def finish(
+    name: str, command: str, seeds: list[int], seconds: float, checks: list[Check], tables: dict[str, str]
+) -> int:
+    """Write benchmarks/results/NAME.json, render docs/results.md, print the checks.
+
+    Args:
+        name: the benchmark.
+        command: what runs it again.
+        seeds: of this run.
+        seconds: it took in all, earlier parts of a resumed run included.
+        checks: its lines.
+        tables: heading -> Markdown to show below them.
+
+    Returns:
+        the exit code: 0 when every check holds, else 1.
+    """
+    result: dict[str, Any] = {
+        "command": command,
+        "commit": git_commit(),
+        "machine": machine(),
+        "seeds": seeds,
+        "seconds": round(seconds),
+        "peak_rss_mb": round(peak_rss_mb()),
+        "checks": [asdict(check) for check in checks],
+        "tables": tables,
+    }
+    write_json(RESULTS / f"{name}.json", result)
+    render()
+    table = Table("check", "value", "95 % interval", "must", "holds")
+    for check in checks:
+        table.add_row(
+            check.check, f"{check.value:.4f}", _interval(check.ci95), check.must, "yes" if check.holds else "NO"
+        )
+    Console(width=160).print(table)
+    return 0 if all(check.holds for check in checks) else 1
+
+
+def _interval(ci95: list[float] | None) -> str:
+    return "" if ci95 is None else f"{ci95[0]:.4f} .. {ci95[1]:.4f}"
+
+
+def render() -> None:
+    """docs/results.md from every file in benchmarks/results."""
+    lines = [
+        "# Results",
+        "",
+        "Made by the benchmarks from `benchmarks/results/*.json`; do not edit. Every number has its command, commit,",
+        "seeds and machine. Seconds depend on the machine and on what else it does: compare them inside one table only.",
+    ]
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        lines += [
+            "",
+            f"## {path.stem}",
+            "",
+            f"`{result['command']}`: commit {str(result['commit'])[:12]}, seeds {result['seeds']}, "
+            f"{result['seconds']} s, peak memory {result['peak_rss_mb']} MB, {result['machine']}.",
+            "",
+            "| check | value | 95 % interval | must | holds |",
+            "|---|---|---|---|---|",
+        ]
+        for c in result["checks"]:
+            verdict = "yes" if c["holds"] else "**no**"
+            lines.append(f"| {c['check']} | {c['value']:.4f} | {_interval(c['ci95'])} | {c['must']} | {verdict} |")
+        for heading, text in result["tables"].items():
+            lines += ["", f"### {heading}", "", text]
+    write_text(PAGE, "\n".join(lines) + "\n")
