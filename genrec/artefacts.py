@@ -124,8 +124,8 @@ def write_problem(err: BaseException, folder: Path) -> str | None:
     """
     while not folder.exists():
         folder = folder.parent
-    if isinstance(err, OSError):
-        return err.strerror or str(err)
+    if isinstance(err, OSError) and (err.errno not in (None, errno.ENOENT) or "written" in str(err)):
+        return err.strerror or str(err)  # numpy says "1000 requested and 0 written", without a number
     if "No space left" in str(err) or "quota exceeded" in str(err) or shutil.disk_usage(folder).free < LEAST_FREE:
         return os.strerror(errno.ENOSPC)
     return None

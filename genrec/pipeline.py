@@ -160,7 +160,7 @@ class Run:
         if not (folder / MANIFEST).is_file():
             return False
         found = read_manifest(folder)["result"]
-        if found["folder"] == str(source) and found["pictures_sha256"] == pictures_hash(Catalogue.load(folder)):
+        if found.get("folder") == str(source) and found.get("pictures_sha256") == pictures_hash(Catalogue.load(folder)):
             return False
         log.info("catalog: pictures changed")
         return True
@@ -264,6 +264,7 @@ class Run:
 
     def finetune(self, force: bool = False) -> None:
         """lora/: the tuned weights; under accelerate launch every process trains and the first one writes."""
+        import torch
         from accelerate import PartialState
 
         from genrec.training.finetune import finetune, save_finetuned
@@ -282,7 +283,7 @@ class Run:
         force = force or self.force
         if force:
             shutil.rmtree(checkpoints, ignore_errors=True)
-        state = PartialState()
+        state = PartialState(cpu=not torch.cuda.is_available())  # else processes on CPUs do not see each other
         if not state.is_main_process:
             target = self.folder / "lora" / MANIFEST
             stage_key = key_of({"stage": "lora", "settings": settings, "inputs": inputs})

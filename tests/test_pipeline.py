@@ -170,7 +170,7 @@ def test_a_moved_run_is_not_run_again(whole, tmp_path):
     _, lines = logged(moved)
     # the pictures' paths are new, their bytes are not
     assert ran(lines) == ["catalog"]
-    assert all(path.startswith(str(folder)) for path in moved.space.catalogue.images)
+    assert all(str(path).startswith(str(folder)) for path in moved.space.catalogue.images)
 
 
 def test_a_replaced_picture_is_noticed(whole, tmp_path):
