@@ -259,7 +259,7 @@ def main() -> int:
     share, ends = float(agree.mean()), list(ci95(agree, N_BOOT, 0))
     checks.append(Check(f"vLLM and torch: same top 10, {len(agree)} users", share, ends, ">= 0.99", share >= 0.99))
     checks.append(Check("greedy text equal with and without drafts", float(np.mean(texts)), None, "1", all(texts)))
-    quantised = json.loads((arguments.runs / "s0" / "quantised.json").read_text(encoding="utf-8"))
+    quantised = json.loads((arguments.runs / "s0" / "quantised" / "comparison.json").read_text("utf-8"))
     rows = ["| export | MB | overlap@10 | N@10 change | 95 % interval |", "|---|---|---|---|---|"]
     rows += [
         f"| {r['export']} | {r['bytes'] / 1e6:.2f} | {r['overlap@10']:.3f} | {r['change']:+.4f} "

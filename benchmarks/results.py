@@ -90,7 +90,7 @@ def render() -> None:
         "# Results",
         "",
         "Made by the benchmarks from `benchmarks/results/*.json`; do not edit. Every number has its command, commit,",
-        "seeds and machine. Seconds depend on the machine and on what else it does: compare them inside one table only.",
+        "seeds and machine. Seconds depend on the machine and its other work: compare them inside one table only.",
     ]
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
