@@ -157,9 +157,7 @@ class ItemKNN:
         self.popularity = (counts / max(1, counts.max(initial=0))).astype(np.float32)
         users = np.repeat(np.arange(len(train)), [len(h) for h in train])
         items = np.concatenate([np.zeros(0, dtype=np.int32), *train])
-        matrix = sparse.csr_matrix(
-            (np.ones(len(items), dtype=np.float32), (users, items)), (len(train), n_items)
-        )
+        matrix = sparse.csr_matrix((np.ones(len(items), dtype=np.float32), (users, items)), (len(train), n_items))
         matrix.data[:] = 1.0  # duplicates were summed on conversion
         both = (matrix.T @ matrix).tocoo()
         self.takers = both.diagonal()

@@ -60,8 +60,8 @@ def extract_language_part(base: str, folder: Path, trust_remote_code: bool = Fal
         settings.pop("rope_parameters", None)
         theta = rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
         settings["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-    tied = bool(getattr(config, "tie_word_embeddings", False) or settings.get("tie_word_embeddings", False))
-    settings["tie_word_embeddings"] = tied
+    # the outer and the inner config may disagree: the weights know
+    settings["tie_word_embeddings"] = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
     try:
         plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
     except ValueError as err:

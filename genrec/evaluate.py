@@ -56,9 +56,7 @@ def top_items(
     """
     scores = np.array(scores, dtype=np.float32) + 0.0  # a copy, in which -0.0 became 0.0
     if np.isnan(scores).any():
-        raise DataError(
-            f"row {int(np.isnan(scores).any(axis=1).argmax())} of the scores holds NaN; check the model"
-        )
+        raise DataError(f"row {int(np.isnan(scores).any(axis=1).argmax())} of the scores holds NaN; check the model")
     n_rows, n_items = scores.shape
     if allowed is not None:
         scores[:, ~allowed] = -np.inf
@@ -79,9 +77,7 @@ def top_items(
     return top
 
 
-def _block(
-    values: PerUser, pairs: list[tuple[str, str]], users: np.ndarray, n_boot: int, seed: int
-) -> dict[str, Any]:
+def _block(values: PerUser, pairs: list[tuple[str, str]], users: np.ndarray, n_boot: int, seed: int) -> dict[str, Any]:
     """Means, intervals and paired differences of per-user values over the chosen users, in one bootstrap."""
     named = [("models", m, metric, v[users]) for m, of in values.items() for metric, v in of.items()]
     named += [
@@ -145,9 +141,7 @@ def evaluate(
     for kind, arrays in (("model", rankings), ("group", user_groups or {})):
         for name, array in arrays.items():
             if len(array) != n_users:
-                raise DataError(
-                    f"{kind} {name}: {len(array)} rows, but {split.name} has {n_users} test users"
-                )
+                raise DataError(f"{kind} {name}: {len(array)} rows, but {split.name} has {n_users} test users")
     if unknown := sorted({name for pair in pairs for name in pair} - set(rankings)):
         raise ConfigError(f"pairs name {unknown}, which were not ranked; ranked: {sorted(rankings)}")
     rankings = {name: rankings[name] for name in sorted(rankings, key=_order)}
@@ -190,18 +184,14 @@ def save_per_user(path: Path, values: PerUser) -> None:
         ArtefactError: the disk is full or the folder is read-only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
-    arrays: dict[str, Any] = {
-        f"{model}/{metric}": v for model, of in values.items() for metric, v in of.items()
-    }
+    arrays: dict[str, Any] = {f"{model}/{metric}": v for model, of in values.items() for metric, v in of.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(temporary, **arrays)
         temporary.replace(path)
     except OSError as err:
         temporary.unlink(missing_ok=True)
-        raise ArtefactError(
-            f"{path}: cannot be written ({err.strerror}); free some space and run again"
-        ) from err
+        raise ArtefactError(f"{path}: cannot be written ({err.strerror}); free some space and run again") from err
 
 
 def load_per_user(path: Path) -> PerUser:

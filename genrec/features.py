@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -68,9 +69,13 @@ def write_features(run_folder: Path, out: Path) -> str:
     )
     temporary = out.with_name(f".{out.name}.tmp")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, temporary)
         temporary.replace(out)
     except OSError as err:
-        temporary.unlink(missing_ok=True)
-        raise ArtefactError(f"{out}: cannot be written ({err.strerror or err}); free some space and run again") from err
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise ArtefactError(
+            f"{out}: cannot be written ({err.strerror or err}); free some space or fix the permissions, then run again"
+        ) from err
     return f"{len(values)} items, {values.shape[1]} values each"

@@ -19,8 +19,7 @@ from genrec.tables import read_table, text_column
 
 # Names as people spell them, lower case and without punctuation; the first that is found wins.
 _ITEM_ID = (
-    "itemid parentasin asin sku productid articleid movieid bookid trackid songid videoid newsid "
-    "iid id item product"
+    "itemid parentasin asin sku productid articleid movieid bookid trackid songid videoid newsid iid id item product"
 )
 _NAMES = {
     "item_id": _ITEM_ID,
@@ -32,9 +31,7 @@ _NAMES = {
     "images": "images image imageurl imagepath picture pictures photo photos poster posterpath img cover",
     "available": "available availability instock isavailable active",
 }
-_USER_ID = (
-    "userid user customerid customer reviewerid visitorid memberid sessionid session uid clientid accountid"
-)
+_USER_ID = "userid user customerid customer reviewerid visitorid memberid sessionid session uid clientid accountid"
 _TIME = "timestamp time ts datetime date tdat eventtime createdat unixreviewtime reviewtime unixtime day"
 _CLOCK = 1e8  # seconds; smaller numbers are running numbers, not times
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$", re.IGNORECASE)
@@ -115,8 +112,7 @@ def _shared_key(items: Path, item_table: pa.Table, log: Path, log_table: pa.Tabl
         for log_column, sample in samples.items():
             share = pc.mean(pc.is_in(sample, known)).as_py() if len(sample) else 0.0
             rank = -sum(
-                names.index(_plain(name)) if _plain(name) in names else len(names)
-                for name in (item_column, log_column)
+                names.index(_plain(name)) if _plain(name) in names else len(names) for name in (item_column, log_column)
             )
             if best is None or (round(share, 2), rank) > best[:2]:
                 best = (round(share, 2), rank, item_column, log_column)
@@ -218,11 +214,7 @@ def _render(
     items: Path, log: Path, item_map: dict[str, str], log_map: dict[str, str], facts: Facts, here: Machine
 ) -> str:
     gpu = here.gpus[0] if here.gpus else None
-    where = (
-        f"{gpu.name}, {gpu.memory_gb:.0f} GiB"
-        if gpu
-        else f"no GPU, {here.cores} cores, {here.memory_gb:.0f} GiB"
-    )
+    where = f"{gpu.name}, {gpu.memory_gb:.0f} GiB" if gpu else f"no GPU, {here.cores} cores, {here.memory_gb:.0f} GiB"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", items.parent.name).strip("-.") or "mine"
     levels = 3 if facts.n_items <= 2048**2 else 4
     codes = _power_of_two(facts.n_items**0.5, 16, 2048)
@@ -243,11 +235,7 @@ def _render(
         why = f"real times, and {facts.both_sides} users have events on both sides of the newest tenth"
     else:
         split = "leave_one_out"
-        why = (
-            "too few users on both sides of a time cut"
-            if facts.clock
-            else "the timestamps give order, not times"
-        )
+        why = "too few users on both sides of a time cut" if facts.clock else "the timestamps give order, not times"
     lines = [
         f"# For {facts.n_items} items, {facts.n_users} users, {facts.n_events} events; machine: {where}.",
         f"name: {json.dumps(name)}  # the run's folder",

@@ -105,9 +105,7 @@ def read_log(
     path = Path(path)
     unknown = sorted(set(columns) - set(FIELDS))
     if unknown:
-        raise DataError(
-            f"{path}: interaction_columns maps unknown fields {unknown}; the fields are {list(FIELDS)}"
-        )
+        raise DataError(f"{path}: interaction_columns maps unknown fields {unknown}; the fields are {list(FIELDS)}")
     table = read_table(path, columns)
     if table.num_rows == 0:
         raise DataError(f"{path}: the log is empty; expected one row per event")

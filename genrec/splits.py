@@ -182,9 +182,7 @@ def split_log(
         n_cold = max(1, round(cold_share * n_items))
         held_out[np.random.default_rng([seed, 1]).choice(n_items, n_cold, replace=False)] = True
         _cold_items(log_, users, held_out, train, valid, test)
-        remedy = (
-            "no user has both a held-out item and two others; raise data.cold_share or use another data.split"
-        )
+        remedy = "no user has both a held-out item and two others; raise data.cold_share or use another data.split"
     else:
         raise ConfigError(f"unknown split {name!r}; expected leave_one_out, temporal or cold_items")
     for part, builder in (("test", test), ("validation", valid)):

@@ -201,9 +201,7 @@ def _make_truth(settings: Synthetic, rng: np.random.Generator) -> Truth:
     )
 
 
-def _simulate(
-    truth: Truth, users: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _simulate(truth: Truth, users: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Some users' events, grouped by user: user rows int64 [E], item rows int64 [E], times float64 [E]."""
     most, n_items = EVENTS[1], len(truth.item_ids)
     lengths = np.minimum(rng.integers(EVENTS[0], most + 1, size=len(users)), n_items - int(truth.cold.sum()))

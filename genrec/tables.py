@@ -49,8 +49,7 @@ def read_table(path: Path, columns: dict[str, str]) -> pa.Table:
     for field, column in columns.items():
         if column not in table.column_names:
             raise DataError(
-                f"{path}: no column {column!r} (mapped to {field!r}); "
-                f"the columns there are {table.column_names}"
+                f"{path}: no column {column!r} (mapped to {field!r}); the columns there are {table.column_names}"
             )
     taken = {*columns, *columns.values()}
     named = {field: table[column] for field, column in columns.items()}
@@ -128,9 +127,7 @@ def _objects(path: Path, lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:
         if isinstance(row, dict):
             yield row
         elif text:
-            raise DataError(
-                f"{path}, line {number}: expected one JSON object a line, found a {type(row).__name__}"
-            )
+            raise DataError(f"{path}, line {number}: expected one JSON object a line, found a {type(row).__name__}")
 
 
 def _array(values: list[Any]) -> pa.Array:

@@ -1,11 +1,11 @@
 """The export: the folder that serving loads, and that needs nothing of the run that made it.
 
-    manifest.json          layout of the vocabulary, versions, hash of the catalogue, settings
-    model/                 merged weights with the semantic-id rows inside, and the tokenizer
-    soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
-    adapter.safetensors    the adapter's weights and settings, for new items
-    items/                 catalog.parquet, codes.npy int32 [N, L], popularity.npy int64 [N]
-    README.md              model card
+manifest.json          layout of the vocabulary, versions, hash of the catalogue, settings
+model/                 merged weights with the semantic-id rows inside, and the tokenizer
+soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
+adapter.safetensors    the adapter's weights and settings, for new items
+items/                 catalog.parquet, codes.npy int32 [N, L], popularity.npy int64 [N]
+README.md              model card
 """
 
 from __future__ import annotations

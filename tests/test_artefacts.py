@@ -97,7 +97,7 @@ def test_what_is_no_artefact_says_what_to_do(tmp_path):
     with pytest.raises(ArtefactError, match=r"no manifest\.json there.*run the stage that writes it"):
         read_manifest(tmp_path)
     (tmp_path / MANIFEST).write_text("{")
-    with pytest.raises(ArtefactError, match="not valid JSON.*delete .* and run again"):
+    with pytest.raises(ArtefactError, match=r"not valid JSON.*delete .* and run again"):
         read_manifest(tmp_path)
     with pytest.raises(ArtefactError, match=r"nothing: cannot be read \(No such file"):
         file_hash(tmp_path / "nothing")

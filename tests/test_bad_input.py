@@ -1,4 +1,4 @@
-"""Bad input through the real command line: one clear message, exit code 2, nothing half-written, the next run goes on."""
+"""Bad input through the real command line: one message, exit code 2, nothing half-written, the next run goes on."""
 
 import errno
 import json
@@ -324,9 +324,8 @@ def test_kill_9_in_the_middle_of_any_stage(tmp_path):
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = (tmp_path / "log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=tmp_path, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
-    )  # fmt: skip
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+    server = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=env, text=True, **pipes)
     assert server.stdin is not None
     assert server.stdout is not None
     run, rng = tmp_path / "runs" / "tiny", random.Random(0)

@@ -15,9 +15,7 @@ def small_log(n_users=30, n_items=12, seed=0):
 
 
 def make_cases(histories, targets):
-    return Cases(
-        users=np.arange(len(targets)), histories=histories, targets=np.array(targets, dtype=np.int32)
-    )
+    return Cases(users=np.arange(len(targets)), histories=histories, targets=np.array(targets, dtype=np.int32))
 
 
 def successor_log(n_users, n_items, seed, shuffle=False):

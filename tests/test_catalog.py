@@ -57,8 +57,7 @@ def test_fields_and_texts(tmp_path):
     assert math.isnan(catalogue.prices[1])
     assert catalogue.available.tolist() == [False, True]
     assert catalogue.texts() == [
-        "Red mug\nCategories: Kitchen, Mugs\ncolour: red\nsizes: S, M\nlitres: 0.3\n"
-        "Price: 4.50\nHolds\ttea.\nLasts.",
+        "Red mug\nCategories: Kitchen, Mugs\ncolour: red\nsizes: S, M\nlitres: 0.3\nPrice: 4.50\nHolds\ttea.\nLasts.",
         "Categories: x, y",
     ]
 
@@ -121,21 +120,15 @@ def test_bad_rows_go_to_quarantine_with_a_reason(tmp_path):
 
 
 def test_too_many_bad_rows_stop_the_run(tmp_path):
-    path = write(
-        tmp_path, [{"item_id": "a"}, {"item_id": "b"}, {"item_id": "c"}, {"item_id": "a", "title": "again"}]
-    )
+    path = write(tmp_path, [{"item_id": "a"}, {"item_id": "b"}, {"item_id": "c"}, {"item_id": "a", "title": "again"}])
     assert len(read(path, max_bad_share=0.25)[0]) == 3
-    with pytest.raises(
-        DataError, match=r"1 of 4 rows are bad \(25\.0%.*'duplicate item_id': 1.*row 4.*again"
-    ):
+    with pytest.raises(DataError, match=r"1 of 4 rows are bad \(25\.0%.*'duplicate item_id': 1.*row 4.*again"):
         read(path, max_bad_share=0.24)
 
 
 def test_no_item_id_column(tmp_path):
     path = write(tmp_path, [{"asin": "B0", "title": "t"}])
-    with pytest.raises(
-        DataError, match=r"items\.jsonl: no item_id column.*\['asin', 'title'\].*item_columns.*init"
-    ):
+    with pytest.raises(DataError, match=r"items\.jsonl: no item_id column.*\['asin', 'title'\].*item_columns.*init"):
         read(path)
     assert read(path, {"item_id": "asin"})[0].item_ids == ["B0"]
     with pytest.raises(DataError, match=r"unknown fields \['itemid'\]"):

@@ -217,9 +217,7 @@ def test_unknown_choices_list_the_valid_ones(tmp_path):
     catalogue = make_catalogue(["lamp"], [None])
     with pytest.raises(ConfigError, match=r"unknown modality 'audio'; valid: \['text', 'image'\]"):
         encode(catalogue, "audio", Encoder(), tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"encode\.image\.kind 'sentence_transformers' does not exist; valid"
-    ):
+    with pytest.raises(ConfigError, match=r"encode\.image\.kind 'sentence_transformers' does not exist; valid"):
         encode(catalogue, "image", Encoder(kind="sentence_transformers", model="x"), tmp_path)
     with pytest.raises(DataError, match=r"no item of the catalogue has image to encode; set encode\.image"):
         encode(catalogue, "image", Encoder(), tmp_path)
@@ -343,9 +341,7 @@ def test_another_model_at_the_same_path_is_another_cache(bert, tmp_path, monkeyp
     assert np.abs(second.values - first.values).max() > 0.01
 
 
-def test_a_damaged_shard_is_encoded_again_and_a_killed_run_keeps_whole_ones(
-    bert, tmp_path, monkeypatch, caplog
-):
+def test_a_damaged_shard_is_encoded_again_and_a_killed_run_keeps_whole_ones(bert, tmp_path, monkeypatch, caplog):
     from genrec.encoders import cache
 
     monkeypatch.setattr(cache, "SHARD_ITEMS", 2)
@@ -422,20 +418,14 @@ def pixels(path: str | None) -> torch.Tensor:
     return torch.from_numpy(np.asarray(picture) / 127.5 - 1.0).permute(2, 0, 1)[None].float()
 
 
-@pytest.mark.parametrize(
-    ("kind", "n_tokens"), [("siglip-vision", 4), ("siglip", 4), ("clip-vision", 5), ("clip", 5)]
-)
+@pytest.mark.parametrize(("kind", "n_tokens"), [("siglip-vision", 4), ("siglip", 4), ("clip-vision", 5), ("clip", 5)])
 def test_vision_towers_pooled_and_by_patch(tmp_path, kind, n_tokens):
     model = tiny_vision(kind, tmp_path / "model")
     paths = draw(tmp_path, 3)
     catalogue = make_catalogue([""] * 4, [*paths, None])
     name = str(tmp_path / "model")
-    pooled = encode(
-        catalogue, "image", Encoder(kind="transformers", model=name, batch_size=2), tmp_path / "cache"
-    )
-    patched = encode(
-        catalogue, "image", Encoder(kind="transformers", model=name, patches=True), tmp_path / "cache"
-    )
+    pooled = encode(catalogue, "image", Encoder(kind="transformers", model=name, batch_size=2), tmp_path / "cache")
+    patched = encode(catalogue, "image", Encoder(kind="transformers", model=name, patches=True), tmp_path / "cache")
     assert pooled.values.shape == (4, 1, 16)
     assert patched.values.shape == (4, n_tokens, 16)
     assert pooled.present.tolist() == patched.present.tolist() == [True, True, True, False]
@@ -482,9 +472,7 @@ def test_mobilenet_loads_through_the_same_door(shop, tmp_path):
     catalogue, _ = shop
     some = make_catalogue(catalogue.titles[:6], catalogue.images[:6])
     pooled = encode(some, "image", Encoder(kind="transformers", model=str(MOBILENET)), tmp_path)
-    patched = encode(
-        some, "image", Encoder(kind="transformers", model=str(MOBILENET), patches=True), tmp_path
-    )
+    patched = encode(some, "image", Encoder(kind="transformers", model=str(MOBILENET), patches=True), tmp_path)
     assert pooled.values.shape == (6, 1, 1280)
     assert patched.values.shape == (6, 49, 1280)
     # its own pooling is the mean of the feature map

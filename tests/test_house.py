@@ -78,9 +78,7 @@ def test_the_wheel_holds_everything_and_imports_outside_the_checkout(tmp_path: P
     for path in files():
         (clean / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, clean / path, follow_symlinks=False)
-    call(
-        *PYTHON, "build", "--no-isolation", "--outdir", str(tmp_path), str(clean)
-    )  # sdist, and from it the wheel
+    call(*PYTHON, "build", "--no-isolation", "--outdir", str(tmp_path), str(clean))  # sdist, and from it the wheel
     (wheel,) = tmp_path.glob("genrec-*.whl")
 
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
@@ -122,9 +120,7 @@ def test_every_dependency_is_pinned_within_its_range(kind: str) -> None:
     for requirement in map(Requirement, lines):
         version = pinned.get(canonicalize_name(requirement.name))
         assert version, f"constraints/{kind}.txt lacks {requirement.name} (CONTRIBUTING.md, Dependencies)"
-        assert requirement.specifier.contains(version), (
-            f"constraints/{kind}.txt: {version} is not {requirement}"
-        )
+        assert requirement.specifier.contains(version), f"constraints/{kind}.txt: {version} is not {requirement}"
 
 
 def test_both_kinds_of_machine_share_their_pins() -> None:
@@ -147,9 +143,7 @@ def test_make_chooses_the_builds_by_the_machine(kind: str, says: str, installs: 
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\necho '{says}'\n")
     tool.chmod(0o755)
-    env = {
-        key: value for key, value in os.environ.items() if "MAKE" not in key and key not in ("KIND", "VENV")
-    }
+    env = {key: value for key, value in os.environ.items() if "MAKE" not in key and key not in ("KIND", "VENV")}
     env["PATH"] = f"{tmp_path}:{env['PATH']}"
     planned = call("make", "-n", f"VENV={tmp_path / 'venv'}", "env", env=env)
     assert f"environment: {kind}, constraints/{kind}.txt" in planned
@@ -191,9 +185,7 @@ def test_no_module_is_named_after_a_dependency() -> None:
     taken = {module for module, names in provided if wanted & {canonicalize_name(name) for name in names}}
     assert {"torch", "PIL", "yaml", "sklearn", "vllm"} <= taken
     modules = [path for path in sources(*FOLDERS, "tests", "benchmarks") if path.suffix == ".py"]
-    assert [
-        str(path) for path in modules if path.stem in taken or path.parent.name in taken - {"genrec"}
-    ] == []
+    assert [str(path) for path in modules if path.stem in taken or path.parent.name in taken - {"genrec"}] == []
 
 
 def test_training_and_serving_stay_apart() -> None:

@@ -45,8 +45,7 @@ def shop(folder, n_users=150, **renamed):
     """Fifty items and some events, with the column names of a shop."""
     rng = np.random.default_rng(0)
     items = [
-        {"row": i, "SKU": f"s{i}", "Headline": f"thing {i}", "Genre": "a|b", "file": f"pics/{i}.jpg"}
-        for i in range(50)
+        {"row": i, "SKU": f"s{i}", "Headline": f"thing {i}", "Genre": "a|b", "file": f"pics/{i}.jpg"} for i in range(50)
     ]
     events = [
         {
@@ -102,9 +101,7 @@ def test_sizes_follow_data_and_machine(tmp_path, monkeypatch):
     assert small.data.max_history == 11
     assert small.finetune.epochs == 20
     many = [{"item_id": i} for i in range(10_000)]
-    rows = [
-        {"user_id": u, "item_id": (u * t) % 10_000, "timestamp": t} for u in range(300) for t in range(300)
-    ]
+    rows = [{"user_id": u, "item_id": (u * t) % 10_000, "timestamp": t} for u in range(300) for t in range(300)]
     many_items, long_log = write_jsonl(tmp_path / "many.jsonl", many), write_csv(tmp_path / "long.csv", rows)
     large = resolve(propose_recipe(many_items, long_log))
     assert large.semantic_ids.codes == 128
@@ -116,10 +113,7 @@ def test_sizes_follow_data_and_machine(tmp_path, monkeypatch):
     assert fast.data.max_history == 200
     assert fast.finetune.epochs < large.finetune.epochs
     assert fast.finetune.pack_tokens >= 200 * 4
-    assert (
-        fast.finetune.batch_rows * fast.finetune.pack_tokens
-        > large.finetune.batch_rows * large.finetune.pack_tokens
-    )
+    assert fast.finetune.batch_rows * fast.finetune.pack_tokens > large.finetune.batch_rows * large.finetune.pack_tokens
 
 
 def test_every_chosen_number_has_a_reason(tmp_path):
@@ -131,19 +125,13 @@ def test_every_chosen_number_has_a_reason(tmp_path):
 def test_errors_name_the_candidates(tmp_path):
     items, log = shop(tmp_path)
     stranger = write_jsonl(tmp_path / "other.jsonl", [{"SKU": "zz1"}, {"SKU": "zz2"}])
-    with pytest.raises(
-        ConfigError, match=r"cannot tell which columns hold the item ids.*\['SKU'\].*'product'"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot tell which columns hold the item ids.*\['SKU'\].*'product'"):
         propose_recipe(stranger, log)
     rows = [{"x": f"a{i % 3}", "y": f"b{i % 4}", "sku": f"s{i % 50}", "ts": i} for i in range(100)]
-    with pytest.raises(
-        ConfigError, match=r"cannot tell which column holds the users; candidates: \['x', 'y'\]"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot tell which column holds the users; candidates: \['x', 'y'\]"):
         propose_recipe(items, write_csv(tmp_path / "users.csv", rows))
     rows = [{"user": f"a{i % 3}", "sku": f"s{i % 50}", "n": "q", "m": "p"} for i in range(100)]
-    with pytest.raises(
-        ConfigError, match=r"cannot tell which column holds the time.*candidates: \['n', 'm'\]"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot tell which column holds the time.*candidates: \['n', 'm'\]"):
         propose_recipe(items, write_csv(tmp_path / "times.csv", rows))
 
 

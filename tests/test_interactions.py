@@ -31,9 +31,7 @@ def catalogue_of(item_ids):
 def write(folder, rows):
     path = folder / "log.jsonl"
     path.write_text(
-        "".join(
-            json.dumps(dict(zip(("user_id", "item_id", "timestamp"), r, strict=True))) + "\n" for r in rows
-        )
+        "".join(json.dumps(dict(zip(("user_id", "item_id", "timestamp"), r, strict=True))) + "\n" for r in rows)
     )
     return path
 
@@ -54,9 +52,7 @@ def test_events_are_sorted_by_user_time_and_row(tmp_path):
 def test_against_a_plain_loop(tmp_path):
     rng = np.random.default_rng(0)
     rows = [(f"u{u}", f"i{i}", int(t)) for u, i, t in rng.integers(0, [30, 24, 40], (3000, 3))]
-    log, bad = read_log(
-        write(tmp_path, rows), {}, catalogue_of([f"i{i}" for i in range(20)]), max_bad_share=1
-    )
+    log, bad = read_log(write(tmp_path, rows), {}, catalogue_of([f"i{i}" for i in range(20)]), max_bad_share=1)
     seen: set[tuple[str, str, int]] = set()
     wanted: dict[str, list[tuple[int, int, int]]] = {}
     n_unknown = 0
@@ -125,9 +121,7 @@ def test_bad_events_go_to_quarantine_with_a_reason(tmp_path):
     assert bad.rows == [2, 3, 4, 5, 6, 7]
     assert bad.reasons == [reason for _, reason in BAD]
     assert json.loads(bad.raw[3])["item_id"] == "z"
-    with pytest.raises(
-        DataError, match=r"log\.jsonl: 6 of 8 rows are bad \(75\.0%.*'no user_id': 1.*row 2 \(dup"
-    ):
+    with pytest.raises(DataError, match=r"log\.jsonl: 6 of 8 rows are bad \(75\.0%.*'no user_id': 1.*row 2 \(dup"):
         read_log(path, {}, catalogue_of("ab"), max_bad_share=0.74)
 
 

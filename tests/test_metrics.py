@@ -34,10 +34,7 @@ def test_per_user_equals_ranx():
     top, targets = random_lists()
     qrels = ranx.Qrels({f"u{u:02d}": {f"i{t}": 1} for u, t in enumerate(targets)})
     run = ranx.Run(
-        {
-            f"u{u:02d}": {f"i{i}": 50.0 - place for place, i in enumerate(row) if i >= 0}
-            for u, row in enumerate(top)
-        }
+        {f"u{u:02d}": {f"i{i}": 50.0 - place for place, i in enumerate(row) if i >= 0} for u, row in enumerate(top)}
     )
     ours = metrics.per_user(top, targets)
     for name in ("recall@10", "ndcg@10", "mrr"):

@@ -23,9 +23,7 @@ def write_bomb(path, width, height):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp"])
@@ -69,14 +67,10 @@ def test_truncated_jpeg_says_so(tmp_path):
 @pytest.mark.parametrize("action", ["ignore", "error"])
 @pytest.mark.parametrize(("side", "max_pixels"), [(200, 39_999), (10_000, 40_000_000), (60_000, 40_000_000)])
 def test_bombs_are_refused_by_their_header(tmp_path, side, max_pixels, action):
-    warnings.simplefilter(
-        action
-    )  # pytest restores the filters; Pillow warns at one limit and refuses at another
+    warnings.simplefilter(action)  # pytest restores the filters; Pillow warns at one limit and refuses at another
     write_bomb(tmp_path / "a.png", side, side)
     assert check_picture(tmp_path / "a.png", max_pixels) == "picture too large"
-    with pytest.raises(
-        DataError, match=rf"a\.png: the picture has {side * side} pixels, .*max_pixels = {max_pixels}"
-    ):
+    with pytest.raises(DataError, match=rf"a\.png: the picture has {side * side} pixels, .*max_pixels = {max_pixels}"):
         load_picture(tmp_path / "a.png", max_pixels)
     if side == 200:  # the control: one more pixel allowed, and only the missing data is wrong
         assert check_picture(tmp_path / "a.png", max_pixels + 1) == "picture truncated"

@@ -46,8 +46,7 @@ def make_page(folder, **changes):
         "title": "run <one>",
         "metrics": make_metrics(),
         "curves": {
-            "finetune": [{"step": i, "loss": 5 / (i + 1)} for i in range(5000)]
-            + [{"step": 9, "ndcg@10": 0.2}],
+            "finetune": [{"step": i, "loss": 5 / (i + 1)} for i in range(5000)] + [{"step": 9, "ndcg@10": 0.2}],
             "align": [{"step": 1, "loss": float("nan")}],
         },
         "sid_report": {

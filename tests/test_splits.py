@@ -120,9 +120,7 @@ def test_same_seed_same_split_and_exact_round_trip(name, tmp_path):
             for field in ("users", "targets"):
                 a, b = (getattr(getattr(s, part), field) for s in (other, made))
                 np.testing.assert_array_equal(a, b, strict=True)
-        assert {h.dtype for h in [*other.train, *other.valid.histories, *other.test.histories]} == {
-            np.dtype("int32")
-        }
+        assert {h.dtype for h in [*other.train, *other.valid.histories, *other.test.histories]} == {np.dtype("int32")}
     with pytest.raises(ArtefactError, match=r"split\.npz: no split there"):
         Split.load(tmp_path / "nothing")
 
@@ -138,19 +136,13 @@ def test_a_sample_of_users():
 
 
 def test_splits_that_cannot_be():
-    with pytest.raises(
-        ConfigError, match=r"unknown split 'random'; expected leave_one_out, temporal or cold_items"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown split 'random'; expected leave_one_out, temporal or cold_items"):
         split(random_log(), 25, "random")
-    with pytest.raises(
-        DataError, match=r"leave_one_out leaves no test case among 2 users: no user has the three"
-    ):
+    with pytest.raises(DataError, match=r"leave_one_out leaves no test case among 2 users: no user has the three"):
         split(log_of([[0, 1], [2]]), 3, "leave_one_out")
     with pytest.raises(ConfigError, match=r"test_share is 0\.5; .*below 0\.5"):
         split(random_log(), 25, "temporal", test_share=0.5)
     with pytest.raises(DataError, match=r"times run from 1\.0 to 1\.0, and too many are equal"):
         split(log_of([[0, 1, 2]], [[1, 1, 1]]), 3, "temporal")
-    with pytest.raises(
-        DataError, match=r"temporal leaves no test case among 10 users: no user has events on both"
-    ):
+    with pytest.raises(DataError, match=r"temporal leaves no test case among 10 users: no user has events on both"):
         split(log_of([[i] for i in range(10)], [[i] for i in range(10)]), 10, "temporal")

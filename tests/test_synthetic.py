@@ -188,9 +188,7 @@ def test_scores_are_log_probabilities_by_the_formula(shop):
                 gain += STEP_UTILITY
             weights.append(np.exp(gain + truth.log_popularity[item]))
             popular.append(np.exp(truth.log_popularity[item]))
-        expected = np.log(
-            0.9 * np.array(weights) / np.sum(weights) + 0.1 * np.array(popular) / np.sum(popular)
-        )
+        expected = np.log(0.9 * np.array(weights) / np.sum(weights) + 0.1 * np.array(popular) / np.sum(popular))
         np.testing.assert_allclose(found[free], expected, rtol=1e-5)
         assert np.isfinite(found).all()
 
@@ -249,9 +247,7 @@ def test_all_noise_leaves_the_oracle_with_popularity(tmp_path):
     truth = make_synthetic(Synthetic(noise=1.0, n_users=1500), 0, tmp_path)
     oracle, popularity = last_event(tmp_path, truth)
     assert abs(oracle.mean() - popularity.mean()) < 0.01  # one standard error is about 0.004
-    np.testing.assert_allclose(
-        np.diff(truth.scores(truth.user_ids[:4], [np.array([0])] * 4), axis=0), 0, atol=1e-5
-    )
+    np.testing.assert_allclose(np.diff(truth.scores(truth.user_ids[:4], [np.array([0])] * 4), axis=0), 0, atol=1e-5)
 
 
 def test_cold_items_come_late(tmp_path):

@@ -40,9 +40,7 @@ def test_mapping_moves_columns_and_takes_the_name(tmp_path):
 
 def test_unknown_column_names_file_column_and_what_is_there(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    with pytest.raises(
-        DataError, match=r"a\.jsonl: no column 'sku' \(mapped to 'item_id'\).*\['id', 'n', 'x'\]"
-    ):
+    with pytest.raises(DataError, match=r"a\.jsonl: no column 'sku' \(mapped to 'item_id'\).*\['id', 'n', 'x'\]"):
         read_table(path, {"item_id": "sku"})
 
 

@@ -86,9 +86,7 @@ def _blocks(pixels: np.ndarray) -> list[np.ndarray]:
     edges = _soft_histogram(cells(angle), cells(size), _ORIENTATIONS, wrap=True).reshape(n, -1)
     texture = _soft_histogram(flat(angle), flat(size), 2 * _ORIENTATIONS, wrap=True)
     light = (red + green + blue) / 3
-    coarse = (
-        light.reshape(n, _COARSE, SIDE // _COARSE, _COARSE, SIDE // _COARSE).mean(axis=(2, 4)).reshape(n, -1)
-    )
+    coarse = light.reshape(n, _COARSE, SIDE // _COARSE, _COARSE, SIDE // _COARSE).mean(axis=(2, 4)).reshape(n, -1)
     channels = rgb.reshape(3, n, -1)
     centre = channels.mean(axis=2, keepdims=True)
     skew = np.cbrt(((channels - centre) ** 3).mean(axis=2))
@@ -121,9 +119,7 @@ def encode_image_builtin(catalogue: Catalogue, settings: Encoder, cache_dir: Pat
     parts = []
     for start in tqdm(range(0, len(paths), _CHUNK), desc="picture features", leave=False):
         pictures = [load_picture(path, _MAX_PIXELS) for path in paths[start : start + _CHUNK]]
-        resized = [
-            np.asarray(p.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)) for p in pictures
-        ]
+        resized = [np.asarray(p.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)) for p in pictures]
         parts.append(_describe(np.stack(resized)))
     blocks = [np.concatenate(column) for column in zip(*parts, strict=True)]
     width = sum(block.shape[1] for block in blocks)

@@ -39,9 +39,7 @@ class Features:
             values = np.load(folder / "values.npy", allow_pickle=False)
             present = np.load(folder / "present.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError) as err:
-            raise ArtefactError(
-                f"{folder}: no readable features there ({err}); run the encode stage again"
-            ) from err
+            raise ArtefactError(f"{folder}: no readable features there ({err}); run the encode stage again") from err
         if values.ndim != 3 or present.shape != values.shape[:1]:
             raise ArtefactError(
                 f"{folder}: values {values.shape} and present {present.shape}, expected [N, T, D] and [N]; "

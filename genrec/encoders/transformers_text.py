@@ -69,9 +69,7 @@ def encode_text_transformers(catalogue: Catalogue, settings: Encoder, cache_dir:
     """
     assert settings.model is not None  # the recipe's own check
     model, texts = settings.model, catalogue.texts()
-    folder = encoder_folder(
-        cache_dir, model, {"kind": settings.kind, "max_tokens": MAX_TOKENS, "pool": "mean"}
-    )
+    folder = encoder_folder(cache_dir, model, {"kind": settings.kind, "max_tokens": MAX_TOKENS, "pool": "mean"})
     return encode_cached(
         text_keys(texts),
         folder,
