@@ -1,0 +1,94 @@
+"""Alignment: the frozen LLM stays bit-identical, InfoNCE is what the paper says, and the likelihoods are ordered."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from genrec.artefacts import read_manifest
+from genrec.config import resolve_recipe
+from genrec.pipeline import Run
+from genrec.prompts import Answer, Item, render
+from genrec.training.align import info_nce, nll_per_prompt, text_embeddings, weights_hash
+from tests.conftest import tiny_recipe
+
+
+def test_the_llm_stays_bit_identical_and_a_changed_bit_would_show(prepared):
+    backbone = prepared.space.backbone(tuned=False)
+    before = weights_hash(backbone.lm)
+    assert read_manifest(prepared.folder / "alignment")["result"]["llm_sha256"] == before
+    aligned = load_file(prepared.folder / "alignment" / "aligned.safetensors")
+    assert all(name.startswith("adapter.") or name == "soft_prompt" for name in aligned)
+    with torch.no_grad():  # the control: one bit of one weight
+        weight = next(backbone.lm.parameters()).view(torch.int32)
+        weight[0, 0] ^= 1
+    assert weights_hash(backbone.lm) != before
+
+
+def test_alignment_trains_the_adapter_and_the_soft_prompt(prepared, tmp_path):
+    aligned = load_file(prepared.folder / "alignment" / "aligned.safetensors")
+    folder = tmp_path / "run"
+    shutil.copytree(prepared.folder, folder, ignore=shutil.ignore_patterns("alignment"))
+    fresh = Run(folder, prepared.recipe, folder).space.backbone(tuned=False).state_dict()
+    moved = [name for name, value in aligned.items() if not torch.equal(value, fresh[name])]
+    assert "soft_prompt" in moved
+    assert len(moved) > len(aligned) / 2
+
+
+def test_info_nce_equals_a_plain_loop():
+    torch.manual_seed(0)
+    queries, keys = torch.randn(5, 7), torch.randn(5, 7)
+    total = 0.0
+    for i in range(5):
+        row = [F.cosine_similarity(queries[i], keys[j], dim=0).item() / 0.07 for j in range(5)]
+        column = [F.cosine_similarity(queries[j], keys[i], dim=0).item() / 0.07 for j in range(5)]
+        total += math.log(sum(map(math.exp, row))) - row[i]
+        total += math.log(sum(map(math.exp, column))) - column[i]
+    assert info_nce(queries, keys).item() == pytest.approx(total / 10, rel=1e-5)
+    assert info_nce(keys, keys) < info_nce(keys.roll(1, 0), keys)
+
+
+def test_likelihoods_and_embeddings_are_per_text_and_do_not_depend_on_the_batch(prepared):
+    space = prepared.space
+    backbone = space.backbone(tuned=False).eval()
+    texts = space.catalogue.texts()
+    prompts = [space.prompter.item_text(i, texts[i]) for i in range(4)]
+    longest = max(len(p.input_ids) for p in prompts)
+    together = nll_per_prompt(backbone, prompts, longest)
+    alone = [nll_per_prompt(backbone, [p], longest)[0] for p in prompts]
+    assert together == pytest.approx(alone, rel=1e-5)
+    vectors = text_embeddings(backbone, prompts)
+    assert vectors.shape == (4, backbone.sid_in.shape[1])
+    torch.testing.assert_close(vectors.mean(0), torch.zeros(vectors.shape[1]), atol=1e-5, rtol=0)
+
+
+def test_own_soft_tokens_tell_more_of_the_text_than_anothers(prepared, tmp_path):
+    """Measured on items that took part in training, so that learning is sure; without it the two would tie."""
+    scratch = tiny_recipe()["backbone"]["scratch"] | {"steps": 120, "layers": 2}
+    settings = {"steps": 200, "learning_rate": 1e-2, "batch_size": 32, "max_text_tokens": 32}
+    recipe = resolve_recipe(tiny_recipe(align=settings, backbone={"scratch": scratch}))
+    folder = tmp_path / "run"
+    shutil.copytree(prepared.folder, folder)
+    run = Run(folder, recipe, folder)
+    run.base()
+    run.align()
+    result = read_manifest(folder / "alignment")["result"]
+    assert result["curve"][-1]["loss"] < result["curve"][0]["loss"] - 0.15
+    assert result["held_out_items"] == 6
+    texts, prompter = run.space.catalogue.texts(), run.space.prompter
+    own = [prompter.item_text(i, texts[i]) for i in range(60)]
+    answers = [render("item_text", item=Item((i + 7) % 60), answer=Answer(texts[i])) for i in range(60)]
+    other = [prompter.encode(parts) for parts in answers]
+
+    def gain(trained):
+        backbone = (run if trained else bare).space.backbone(tuned=False).eval()
+        return nll_per_prompt(backbone, other, 512) - nll_per_prompt(backbone, own, 512)
+
+    aligned = gain(True)
+    assert aligned.mean() > 3 * aligned.std() / math.sqrt(len(aligned))
+    shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("alignment"))
+    bare = Run(tmp_path / "bare", recipe, tmp_path / "bare")
+    assert abs(gain(False).mean()) < aligned.mean() / 2
