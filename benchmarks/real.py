@@ -1,0 +1,94 @@
+"""The whole path on real data, where it lies beside the checkout: one set, one seed, every rival in the same run.
+
+    python -m benchmarks.real amazon-scientific
+    python -m benchmarks.real movielens-1m-posters
+
+Without the data it says so and exits 0. Protocols are those of the sets' published tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import ROOT, Check, finish
+from genrec.artefacts import read_manifest
+from genrec.config import resolve_recipe
+from genrec.evaluate import format_markdown
+from genrec.pipeline import Run
+from genrec.whole_path import whole_path
+
+DATA = ROOT.parent / "shared" / "data"
+SHAPE: dict[str, Any] = {
+    "scratch": {"hidden": 64, "layers": 2, "heads": 4, "ffn": 192, "steps": 300},
+    "lora": {"r": 16, "alpha": 32},
+    "soft_tokens": 1,
+    "soft_prompt": 2,
+}
+TRAINING: dict[str, Any] = {"batch_rows": 16, "pack_tokens": 256, "learning_rate": 2e-3, "dropout": 0.2, "evals": 10}
+RECIPES: dict[str, dict[str, Any]] = {
+    "amazon-scientific": {
+        "data": {"max_history": 50, "exclude_seen": False},
+        "encode": {"text": {"dim": 128}, "image": None},
+        "semantic_ids": {"levels": 3, "codes": 64, "collaborative_dim": 64, "collaborative_weight": 1.0},
+        "backbone": SHAPE,
+        "align": {"steps": 200},
+        "finetune": {**TRAINING, "epochs": 30},
+        "evaluate": {"sasrec_epochs": 40},
+    },
+    "movielens-1m-posters": {
+        "data": {"max_history": 100, "exclude_seen": True, "max_users": 1500},
+        "encode": {
+            "text": {"dim": 128},
+            "image": {"kind": "transformers", "model": str(DATA / "encoders" / "mobilenet-v2")},
+        },
+        "semantic_ids": {"levels": 3, "codes": 64, "collaborative_dim": 64, "collaborative_weight": 1.0},
+        "backbone": SHAPE,
+        "align": {"steps": 200},
+        "finetune": {**TRAINING, "pack_tokens": 512, "epochs": 8},
+        "evaluate": {"sasrec_epochs": 30},
+    },
+}
+
+
+def main() -> int:
+    """Run one set and write its verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=sorted(RECIPES))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-real", help="where the run goes")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("genrec").setLevel(logging.INFO)
+    folder = DATA / arguments.set
+    if not (folder / "items.jsonl").is_file():
+        logging.getLogger("genrec").warning("%s: no data there, nothing measured", folder)
+        return 0
+    raw = json.loads(json.dumps(RECIPES[arguments.set]))
+    raw["name"] = arguments.set
+    raw["data"] |= {"items": str(folder / "items.jsonl"), "interactions": str(folder / "interactions.parquet")}
+    run = Run.create(resolve_recipe(raw), arguments.runs)
+    metrics = whole_path(run)
+    rival = metrics["paired"]["genrec-sasrec"]["ndcg@10"]
+    seconds = sum(read_manifest(path.parent)["seconds"] for path in run.folder.rglob("manifest.json"))
+    peak = max(read_manifest(path.parent)["peak_rss_mb"] for path in run.folder.rglob("manifest.json"))
+    checks = [
+        Check("N@10 genrec - sasrec, same run", rival["mean"], rival["ci95"], "mean >= 0", rival["mean"] >= 0),
+        Check("minutes, whole path", seconds / 60, None, "<= 60", seconds <= 3600),
+        Check("peak memory, GB", peak / 1000, None, "<= 8", peak <= 8000),
+        Check(
+            "invalid rate", metrics["models"]["genrec"]["invalid_rate"]["mean"], None, "0",
+            metrics["models"]["genrec"]["invalid_rate"]["mean"] == 0,
+        ),
+    ]  # fmt: skip
+    users = raw["data"].get("max_users")
+    title = f"{arguments.set}, leave-one-out, full catalogue" + (f", a sample of {users} users" if users else "")
+    command = f"python -m benchmarks.real {arguments.set}"
+    return finish(arguments.set, command, [run.recipe.seed], seconds, checks, {title: format_markdown(metrics)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
