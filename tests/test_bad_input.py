@@ -62,7 +62,7 @@ class Shop:
             cli.main()
             code = 0
         except SystemExit as err:
-            code = err.code or 0
+            code = int(err.code or 0)
         return code, " ".join(self.capsys.readouterr().err.split())
 
     def run(self, *more):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,21 +57,21 @@ def make_base(folder, kind, outer=False, **more):
     tokens = tokenizer()
     text = {**TEXT, "vocab_size": len(tokens), **more}
     if kind == "llava":
-        small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        small: Any = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         vision = CLIPVisionConfig(**small, image_size=28, patch_size=14)
-        config = LlavaConfig(
+        config: Any = LlavaConfig(
             vision_config=vision, text_config=LlamaConfig(**text), image_token_index=5, tie_word_embeddings=outer
         )
         model = AutoModelForImageTextToText.from_config(config)
     elif kind == "qwen3_vl":
-        vision = {
+        towers = {
             "depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64,
             "deepstack_visual_indexes": [0], "num_position_embeddings": 16, "patch_size": 14,
         }  # fmt: skip
         rope = {"rope_type": "default", "rope_theta": 50_000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
         text["rope_parameters"] = rope
         config = AutoConfig.for_model(
-            "qwen3_vl", vision_config=vision, text_config=text, tie_word_embeddings=outer
+            "qwen3_vl", vision_config=towers, text_config=text, tie_word_embeddings=outer
         )  # fmt: skip
         model = AutoModelForImageTextToText.from_config(config)
     else:
