@@ -259,8 +259,9 @@ class Backbone(nn.Module):
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Mean loss in nats per target of packed rows; arguments as in `hidden` and `token_losses`."""
-        losses, _ = self.token_losses(self.hidden(input_ids, slots, position_ids, segments), labels)
-        total = losses.sum()
+        hidden = self.hidden(input_ids, slots, position_ids, segments)
+        losses, _ = self.token_losses(hidden, labels)
+        total = losses.sum() if len(losses) else hidden.sum() * 0  # blank rows only: a gradient of zero
         count = max(len(losses), 1) if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 

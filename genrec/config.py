@@ -92,6 +92,9 @@ class SemanticIds(Settings):
     method: Literal["residual_kmeans", "rqvae"] = Field("residual_kmeans", description="quantiser")
     levels: int = Field(3, ge=1, le=8, description="codes per item, L")
     codes: int = Field(32, ge=2, le=65_536, description="codes per level, C")
+    modalities: list[Literal["text", "image"]] | None = Field(
+        None, description="what the codes are made of; null: every encoded modality"
+    )
     collaborative_dim: int = Field(
         0, ge=0, description="width of the co-occurrence factors that join the content (0: content only)"
     )

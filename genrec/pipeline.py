@@ -202,8 +202,9 @@ class Run:
 
         def build(out: Path) -> dict[str, Any]:
             settings, split = self.recipe.semantic_ids, self.space.split
+            wanted = settings.modalities or list(self.space.features)
             ids = fit_semantic_ids(
-                self.space.features,
+                {name: features for name, features in self.space.features.items() if name in wanted},
                 method=settings.method,
                 levels=settings.levels,
                 codes=settings.codes,

@@ -12,7 +12,7 @@ from genrec.encoders.features import Features
 from genrec.errors import DataError
 from genrec.prompts import Layout, Prompter
 from genrec.scratch import train_tokenizer
-from genrec.training.packing import PackedCollator, packed_rows
+from genrec.training.packing import PackedCollator, blank_row, packed_rows
 
 N = 10
 TEXTS = ["Blue mug of Brightwell\nmaterial: steel", "Red lamp\nmaterial: oak"] * 4
@@ -198,3 +198,19 @@ def test_merged_equals_separate(arch, tied, tune):
     for level in range(3):
         start = layout.sid_start + level * 4
         torch.testing.assert_close(logits[..., start : start + 4], expected[level], atol=1e-4, rtol=1e-4)
+
+
+def test_blank_rows_change_neither_loss_nor_gradient(pair):
+    backbone, prompter = pair
+    rows = packed_rows([prompter.next_item(h) for h in HISTORIES], 64)
+    collator = PackedCollator(prompter.layout)
+    losses = []
+    for more in ([], [blank_row(prompter.layout)] * 3):
+        backbone.zero_grad()
+        loss = backbone(**collator(rows + more))["loss"]
+        loss.backward()
+        losses.append((loss.detach(), backbone.sid_in.grad.clone()))
+    torch.testing.assert_close(losses[0], losses[1])
+    backbone.zero_grad()
+    backbone(**collator([blank_row(prompter.layout)] * 2))["loss"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in backbone.parameters())

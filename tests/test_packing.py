@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from genrec.errors import DataError
 from genrec.prompts import Layout, Prompt
-from genrec.training.packing import PackedCollator, pack, packed_rows
+from genrec.training.packing import PackedCollator, blank_row, pack, packed_rows
 
 LAYOUT = Layout(base_vocab=50, levels=2, n_codes=4, soft_tokens=1, soft_prompt=1, bos=0, eos=1)
 
@@ -45,3 +45,14 @@ def test_rows_and_batch():
     assert batch["labels"][1].tolist() == [-100, 6, -100, -100, -100]
     assert batch["segments"][1].tolist() == [0, 0, -1, -1, -1]
     assert all(v.dtype == torch.int64 for v in batch.values())
+
+
+def test_a_blank_row_teaches_nothing():
+    row = blank_row(LAYOUT)
+    assert {name: values.tolist() for name, values in row.items()} == {
+        "input_ids": [1],
+        "slots": [-1],
+        "labels": [-100],
+        "position_ids": [0],
+        "segments": [0],
+    }

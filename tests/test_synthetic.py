@@ -161,9 +161,9 @@ def test_order_users_follow_the_cycle_and_others_do_not(shop):
 
 def test_oracle_is_in_its_band_for_every_kind_and_popularity_is_low(shop):
     oracle, popularity = last_event(*shop)
-    assert 0.30 < oracle.mean() < 0.40
+    assert 0.25 < oracle.mean() < 0.35
     by_kind = [oracle[shop[1].kinds == kind].mean() for kind in range(3)]
-    assert min(by_kind) > 0.27
+    assert min(by_kind) > 0.18
     assert max(by_kind) < 0.42
     assert popularity.mean() < 0.04
 

@@ -33,7 +33,7 @@ from genrec.backbone import Backbone
 from genrec.metrics import per_user
 from genrec.ranking import rank_cases
 from genrec.splits import Cases
-from genrec.training.packing import PackedCollator, packed_rows
+from genrec.training.packing import PackedCollator, blank_row, packed_rows
 from genrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,11 @@ def samples(space: Workspace) -> list[dict[str, np.ndarray]]:
     longest = max(len(p.input_ids) for p in prompts)
     rows = packed_rows(prompts, max(settings.pack_tokens, longest))
     return [rows[i] for i in rng.permutation(len(rows))]
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return int(PartialState(cpu=not torch.cuda.is_available()).num_processes)
 
 
 class BackboneTrainer(SFTTrainer):
@@ -206,6 +211,9 @@ def finetune(space: Workspace, checkpoints: Path) -> tuple[Backbone, dict[str, A
     """
     settings, seed = space.recipe.finetune, space.recipe.seed
     rows = samples(space)
+    n_rows = len(rows)
+    # else accelerate repeats rows to fill the last batch of every process, and gradients depend on their number
+    rows += [blank_row(space.layout)] * (-n_rows % (settings.batch_rows * settings.accumulate * processes()))
     backbone = space.backbone(tuned=True)
     trainable = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
     log.info("backbone: %d parameters, %d trained", sum(p.numel() for p in backbone.parameters()), trainable)
@@ -224,7 +232,7 @@ def finetune(space: Workspace, checkpoints: Path) -> tuple[Backbone, dict[str, A
         data_collator=PackedCollator(space.layout),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.patience)],
     )
-    with PartialState().main_process_first():
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         last = last_checkpoint(checkpoints)
     if last is not None:
         log.info("finetune: resuming from %s", Path(last).name)
@@ -235,7 +243,7 @@ def finetune(space: Workspace, checkpoints: Path) -> tuple[Backbone, dict[str, A
         "curve": history,
         "best_ndcg@10": trainer.state.best_metric,
         "trainable_parameters": trainable,
-        "rows": len(rows),
+        "rows": n_rows,
         "tokens": int(sum(len(row["input_ids"]) for row in rows)),
     }
 

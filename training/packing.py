@@ -69,17 +69,20 @@ def packed_rows(prompts: Sequence[Prompt], row_tokens: int) -> list[dict[str, np
     return rows
 
 
+def blank_row(layout: Layout) -> dict[str, np.ndarray]:
+    """A row of one token and no target: it fills a batch and teaches nothing."""
+    return {name: np.array([filler]) for name, filler in {**_fillers(layout), "segments": 0}.items()}
+
+
+def _fillers(layout: Layout) -> dict[str, int]:
+    return {"input_ids": layout.eos, "slots": -1, "labels": -100, "position_ids": 0, "segments": -1}
+
+
 class PackedCollator:
     """Packed rows -> one batch, padded on the right to its longest row."""
 
     def __init__(self, layout: Layout):
-        self.padding = {
-            "input_ids": layout.eos,
-            "slots": -1,
-            "labels": -100,
-            "position_ids": 0,
-            "segments": -1,
-        }
+        self.padding = _fillers(layout)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows of `packed_rows` -> int64 [B, T] tensors of the same names."""
