@@ -116,8 +116,8 @@ class Scratch(Settings):
 class Lora(Settings):
     """peft's LoRA."""
 
-    r: int = Field(32, ge=1, description="rank")
-    alpha: int = Field(64, ge=1, description="scale numerator")
+    r: int = Field(16, ge=1, description="rank")
+    alpha: int = Field(32, ge=1, description="scale numerator")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before A")
 
 
@@ -161,7 +161,7 @@ class Finetune(Settings):
     batch_rows: int = Field(16, ge=1, description="packed rows per device and step")
     pack_tokens: int = Field(256, ge=16, description="tokens per packed row")
     accumulate: int = Field(1, ge=1, description="gradient accumulation")
-    learning_rate: float = Field(3e-3, gt=0, description="peak of AdamW's schedule")
+    learning_rate: float = Field(2e-3, gt=0, description="peak of AdamW's schedule")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps for warm-up")
     dropout: float = Field(0.3, ge=0, lt=1, description="dropout on the LLM's input vectors")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
