@@ -202,9 +202,9 @@ class Run:
 
         def build(out: Path) -> dict[str, Any]:
             settings, split = self.recipe.semantic_ids, self.space.split
-            wanted = settings.modalities or list(self.space.features)
+            wanted = settings.modalities
             ids = fit_semantic_ids(
-                {name: features for name, features in self.space.features.items() if name in wanted},
+                {m: features for m, features in self.space.features.items() if wanted is None or m in wanted},
                 method=settings.method,
                 levels=settings.levels,
                 codes=settings.codes,

@@ -32,6 +32,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path):
     recipe = load_recipe(path)
     assert recipe.data.items == tmp_path / "a" / "items.csv"
     assert recipe.data.interactions == Path("/b/log.csv")
+    assert recipe.encode.text is not None
     assert recipe.encode.text.path == tmp_path / "v.npy"
 
 
