@@ -27,7 +27,8 @@ from genrec.metrics import ci95, paired, per_user
 from genrec.pipeline import Run
 from genrec.serving.engine import Engine, RecommendRequest, TextRequest
 from genrec.serving.export import Export
-from genrec.whole_path import whole_path
+from genrec.serving.torch_engine import TorchEngine
+from genrec.whole_path import planted_truth, whole_path
 
 log = logging.getLogger("benchmarks.demo")
 RIVALS = ("sasrec", "markov", "itemknn")
@@ -134,7 +135,6 @@ def filters_kept(engine: Engine, export: Export, histories: list[np.ndarray]) ->
 
 def same_lists(run: Run, users: int) -> tuple[np.ndarray, list[bool]]:
     """VllmEngine against TorchEngine: per user whether the top 10 agree up to ties; and texts drafted or not."""
-    from genrec.serving.torch_engine import TorchEngine
     from genrec.serving.vllm_engine import VllmEngine
 
     export = Export.load(run.folder / "export")
@@ -197,9 +197,7 @@ def main() -> int:
         of = load_per_user(run.folder / "eval" / "per_user.npz")
         for model in (*RIVALS, "genrec", "genrec-no-image", "genrec-no-soft"):
             keep(model, of[model]["ndcg@10"])
-        from genrec.whole_path import _truth
-
-        groups = _truth(run)[1]
+        groups = planted_truth(run)[1]
         for kind in ("picture", "text"):
             keep(f"{kind}/genrec", of["genrec"]["ndcg@10"][groups[kind]])
             keep(f"{kind}/no-image", of["genrec-no-image"]["ndcg@10"][groups[kind]])
@@ -208,8 +206,6 @@ def main() -> int:
         for name in nll:
             nll[name].append(result["nll"][name])
         export = Export.load(run.folder / "export")
-        from genrec.serving.torch_engine import TorchEngine
-
         broken += filters_kept(TorchEngine(export), export, run.space.split.test.histories)
         shuffled = trained(recipe_of(f"s{seed}-shuffled", seed), arguments.runs, shuffled=True)
         keep("shuffled", gains(shuffled))

@@ -67,7 +67,7 @@ def _baseline(run: Run, name: str) -> np.ndarray:
     return rank(ranker, split.test.histories, exclude_seen=seen, allowed=space.catalogue.available)
 
 
-def _truth(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def planted_truth(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The oracle's top 50 and the test users' groups on the embedded catalogue."""
     from genrec.synthetic import KINDS, Truth
 
@@ -93,7 +93,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         started = time.monotonic()
         rankings, groups = {}, None
         if recipe.data.synthetic is not None:
-            rankings["oracle"], groups = _truth(run)
+            rankings["oracle"], groups = planted_truth(run)
         seconds = {}
         for name in recipe.evaluate.baselines:
             clock = time.monotonic()
@@ -192,7 +192,7 @@ def report_run(run: Run, metrics: dict[str, Any]) -> None:
     n_hits = min(len(hits), max(1, round(EXAMPLES * float(values.mean()))))
     chosen = [*hits[:n_hits], *misses[: EXAMPLES - n_hits]]
     users = Log.load(run.shared / "interactions").user_ids
-    groups: dict[str, np.ndarray] = _truth(run)[1] if run.recipe.data.synthetic is not None else {}
+    groups: dict[str, np.ndarray] = planted_truth(run)[1] if run.recipe.data.synthetic is not None else {}
 
     def shown(rows: np.ndarray, target: int) -> list[Shown]:
         return [
