@@ -63,8 +63,9 @@ $(STAMP):
 demo: $(STAMP)  ## the main job on the embedded catalogue, from log to report, into runs/
 	HF_HUB_OFFLINE=1 $(VENV)/bin/genrec run training/recipes/demo.yaml --runs runs
 
+# Tests work on models so small that a second thread only waits for the first, most of all beside other processes.
 test: lint type  ## lint, types and every test this machine can run
-	HF_HUB_OFFLINE=1 $(PY) -m pytest $(if $(filter cpu,$(KIND)),-m "not gpu") $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest $(if $(filter cpu,$(KIND)),-m "not gpu") $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(PY) -m ruff check
