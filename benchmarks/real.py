@@ -24,7 +24,7 @@ from genrec.whole_path import whole_path
 
 DATA = ROOT.parent / "shared" / "data"
 SHAPE: dict[str, Any] = {
-    "scratch": {"hidden": 64, "layers": 2, "heads": 4, "ffn": 192, "steps": 300},
+    "scratch": {"hidden": 64, "layers": 2, "heads": 2, "ffn": 192, "steps": 300},
     "lora": {"r": 16, "alpha": 32},
     "soft_tokens": 1,
     "soft_prompt": 2,

@@ -54,6 +54,7 @@ class Backbone(nn.Module):
         adapter: nn.Module | None,
         features: dict[str, Features],
         codes: np.ndarray,
+        known: np.ndarray,
         *,
         lora: dict[str, Any] | None = None,
         tune_base: bool = False,
@@ -66,6 +67,7 @@ class Backbone(nn.Module):
             adapter: item features -> soft tokens [B, K, D]; None when K = 0.
             features: modality -> features of all items, in catalogue order.
             codes: int32 [N, L] semantic ids.
+            known: bool [N], items that training may name; an item it never names is no wrong answer there either.
             lora: arguments of peft's LoraConfig; None: no LoRA.
             tune_base: train every weight of the base.
             dropout: on the input vectors while training.
@@ -91,7 +93,9 @@ class Backbone(nn.Module):
             self.register_buffer(f"present_{name}", torch.from_numpy(feature.present), persistent=False)
         self.modalities = sorted(features)
         self.register_buffer("codes", torch.from_numpy(codes.astype(np.int64)), persistent=False)
+        self.register_buffer("known", torch.from_numpy(known), persistent=False)
         self._trie: Trie | None = None
+        self._known_trie: Trie | None = None
         if lora is not None:
             from peft import LoraConfig, get_peft_model
 
@@ -136,6 +140,14 @@ class Backbone(nn.Module):
         if self._trie is None or self._trie.device != self.device:
             self._trie = Trie.build(self.get_buffer("codes"), self.layout.n_codes, self.device)
         return self._trie
+
+    @property
+    def known_trie(self) -> Trie:
+        """The ids of known items alone: what a target competes with in training."""
+        if self._known_trie is None or self._known_trie.device != self.device:
+            known = self.get_buffer("codes")[self.get_buffer("known")]
+            self._known_trie = Trie.build(known, self.layout.n_codes, self.device)
+        return self._known_trie
 
     @property
     def sid_out(self) -> Tensor:
@@ -212,8 +224,9 @@ class Backbone(nn.Module):
     def token_losses(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats of every target; logits are computed at targets only.
 
-        A semantic-id target competes with the codes that lead on in the trie after its prefix (as in decoding), a text
-        target with the whole vocabulary, semantic ids included.
+        A semantic-id target competes with the codes that lead on in the trie after its prefix (as in decoding), among
+        known items: pushed down, new ones could never come. A text target competes with the whole vocabulary, semantic
+        ids included.
 
         Args:
             hidden: [B, T, D].
@@ -234,9 +247,9 @@ class Backbone(nn.Module):
                 state = torch.zeros_like(at)
                 for before in range(wanted):  # an id's codes stand side by side
                     code = shifted[at - wanted + before] - layout.sid_start - before * layout.n_codes
-                    state = self.trie.step(state, code, before)
+                    state = self.known_trie.step(state, code, before)
                 logits = self.sid_logits(wanted, states[at]).float()
-                logits = logits.masked_fill(~self.trie.mask(state, wanted), torch.finfo(logits.dtype).min)
+                logits = logits.masked_fill(~self.known_trie.mask(state, wanted), torch.finfo(logits.dtype).min)
                 losses.append(F.cross_entropy(logits, codes, reduction="none"))
                 positions.append(at)
         at = ((shifted >= 0) & (shifted < layout.sid_start)).nonzero()[:, 0]

@@ -112,6 +112,15 @@ class Scratch(Settings):
     vocab: int = Field(1024, ge=300, description="byte-level BPE tokens")
     steps: int = Field(300, ge=0, description="pre-training steps on the catalogue's text")
 
+    @model_validator(mode="after")
+    def _heads_that_vllm_serves(self) -> Scratch:
+        if self.hidden % (32 * self.heads):
+            raise ValueError(
+                f"hidden {self.hidden} / heads {self.heads} = {self.hidden / self.heads:g} per head; vLLM's CPU "
+                "kernels need a multiple of 32: give fewer heads or a larger hidden"
+            )
+        return self
+
 
 class Lora(Settings):
     """peft's LoRA."""

@@ -116,6 +116,7 @@ class Workspace:
             adapter,
             self.features if adapter is not None else {},
             self.semantic_ids.codes,
+            ~self.split.cold,
             lora=recipe.backbone.lora.model_dump() if tuned and recipe.backbone.tune == "lora" else None,
             tune_base=tuned and recipe.backbone.tune == "full",
             dropout=recipe.finetune.dropout if tuned else 0.0,

@@ -27,7 +27,7 @@ SHAPE = {
 }
 
 
-def make(arch="qwen3", tied=True, lora=True, tune_base=False, seed=0):
+def make(arch="qwen3", tied=True, lora=True, tune_base=False, seed=0, known=None):
     tokenizer = train_tokenizer(TEXTS, 400)
     torch.manual_seed(seed)
     config, model = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[arch]
@@ -48,6 +48,7 @@ def make(arch="qwen3", tied=True, lora=True, tune_base=False, seed=0):
         adapter,
         features,
         codes,
+        np.ones(N, bool) if known is None else known,
         lora={"r": 4, "alpha": 8, "dropout": 0.0} if lora else None,
         tune_base=tune_base,
     )
@@ -214,3 +215,15 @@ def test_blank_rows_change_neither_loss_nor_gradient(pair):
     backbone.zero_grad()
     backbone(**collator([blank_row(prompter.layout)] * 2))["loss"].backward()
     assert all(p.grad is None or not p.grad.any() for p in backbone.parameters())
+
+
+def test_training_does_not_push_new_items_down():
+    """The loss over known items equals that of a catalogue without the new ones, and decoding still reaches those."""
+    known = np.arange(N) < 7
+    some, prompter = make(known=known)
+    every, _ = make()
+    batch = batch_of([prompter.next_item([1, 2, 3])], prompter.layout)
+    with torch.inference_mode():
+        assert some(**batch)["loss"] < every(**batch)["loss"]
+    assert some.known_trie.n_items == 7
+    assert some.trie.n_items == N

@@ -134,7 +134,7 @@ def test_the_export_recommends_what_was_ranked_in_the_test(whole):
     cases, ids = run.space.split.test, np.array(export.catalogue.item_ids)
     chosen = np.random.default_rng(0).choice(len(cases), 25, replace=False)
     beams = run.recipe.evaluate.beams
-    requests = [RecommendRequest([*ids[cases.histories[c]]], k=beams) for c in chosen]
+    requests = [RecommendRequest([*ids[cases.histories[c]]], k=beams, beams=beams) for c in chosen]
     lists = TorchEngine(export, "cpu").recommend(requests)
     for case, items in zip(chosen, lists, strict=True):
         assert [item.item_id for item in items] == [*ids[top[case][top[case] >= 0]]]
