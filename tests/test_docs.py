@@ -149,7 +149,7 @@ def test_all_python_compiles() -> None:
     for page in PAGES:
         for snippet in blocks(page, "python"):
             if "->" not in snippet:  # signatures, not code
-                compile(snippet, str(page), "exec")
+                assert compile(snippet, str(page), "exec").co_code
 
 
 def test_the_readme_works_on_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -263,7 +263,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_close_twice(tmp_path: Path) -> None:
     engine = TorchEngine(Export.load(make_export(tmp_path)), "cpu")
     engine.close()
-    engine.close()
+    assert engine.close() is None  # type: ignore[func-returns-value]
 
 
 def test_engine_choice_says_why(tmp_path: Path, monkeypatch, caplog) -> None:
