@@ -1,4 +1,4 @@
-"""The language model with what genrec adds to it: semantic-id rows, soft slots, a soft prompt, LoRA.
+"""The language model with what genrec adds to it: semantic-id rows, soft slots, a soft prompt, a profile, LoRA.
 
 The base is never resized while it trains. The rows of the new tokens are a parameter of their own, which the splice
 puts at their positions and the loss multiplies as output rows; so only L * C rows exist in the optimiser, and a frozen
@@ -8,6 +8,7 @@ base stays bit-identical. `merged()` writes them into the base's matrices for se
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.adapters.profile import Profile
 from genrec.decode import attention_mask
 from genrec.encoders.features import Features
 from genrec.errors import DataError
 from genrec.prompts import Layout, Prompt
-from genrec.trie import Trie
+from genrec.trie import Prior, Trie
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Backbone(nn.Module):
         codes: np.ndarray,
         known: np.ndarray,
         *,
+        profile: Profile | None = None,
         lora: dict[str, Any] | None = None,
         tune_base: bool = False,
         dropout: float = 0.0,
@@ -68,6 +71,7 @@ class Backbone(nn.Module):
             features: modality -> features of all items, in catalogue order.
             codes: int32 [N, L] semantic ids.
             known: bool [N], items that training may name; an item it never names is no wrong answer there either.
+            profile: scores of all items from a history's mean features, which the codes' scores start from.
             lora: arguments of peft's LoraConfig; None: no LoRA.
             tune_base: train every weight of the base.
             dropout: on the input vectors while training.
@@ -87,6 +91,7 @@ class Backbone(nn.Module):
         self.sid_out_rows = None if tied else nn.Parameter(torch.randn(rows, dim) * 0.02)
         self.soft_prompt = nn.Parameter(torch.randn(layout.soft_prompt, dim) * rms)
         self.adapter = adapter
+        self.profile = profile
         self.dropout = nn.Dropout(dropout)
         for name, feature in features.items():
             self.register_buffer(f"features_{name}", torch.from_numpy(feature.values), persistent=False)
@@ -221,7 +226,31 @@ class Backbone(nn.Module):
         ).last_hidden_state
         return states
 
-    def token_losses(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def prior(self, histories: Sequence[np.ndarray]) -> Prior | None:
+        """What the profile says of every item after each history, pushed up the trie; None without a profile."""
+        return None if self.profile is None else self.trie.prior(self.profile(histories))
+
+    def _prior_of_events(self, codes: Tensor, histories: Tensor) -> Prior | None:
+        """The profile before each event of a batch, over known items.
+
+        Args:
+            codes: int64 [M, L], the events' ids, histories side by side.
+            histories: int64 [M], equal for neighbours of one history and different for the next.
+        """
+        if self.profile is None or len(codes) == 0:
+            return None
+        state = torch.zeros_like(histories)
+        for level, code in enumerate(codes.unbind(1)):
+            state = self.known_trie.step(state, code, level)
+        known = self.get_buffer("known").nonzero()[:, 0]
+        items = known[self.known_trie.item(state).clamp(min=0)]
+        at = torch.arange(len(items), device=items.device)
+        starts = torch.ones_like(at, dtype=torch.bool)
+        starts[1:] = histories[1:] != histories[:-1]
+        first = torch.where(starts, at, 0).cummax(0).values
+        return self.known_trie.prior(self.profile.of_events(items, first)[:, known])
+
+    def token_losses(self, hidden: Tensor, labels: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats of every target; logits are computed at targets only.
 
         A semantic-id target competes with the codes that lead on in the trie after its prefix (as in decoding), among
@@ -231,6 +260,7 @@ class Backbone(nn.Module):
         Args:
             hidden: [B, T, D].
             labels: int64 [B, T]; -100 where there is nothing to predict. labels[:, t] is predicted from t - 1.
+            segments: int64 [B, T], which sequence of the row a token belongs to.
 
         Returns:
             losses float32 [M] and the flat positions int64 [M] in [B, T - 1] of their targets.
@@ -239,24 +269,27 @@ class Backbone(nn.Module):
         shifted = labels[:, 1:].flatten()
         states = hidden[:, :-1].flatten(0, 1)
         losses, positions = [], []
-        level = torch.div(shifted - layout.sid_start, layout.n_codes, rounding_mode="floor")
-        for wanted in range(layout.levels):
-            at = (level == wanted).nonzero()[:, 0]
-            if len(at):
-                codes = shifted[at] - layout.sid_start - wanted * layout.n_codes
-                state = torch.zeros_like(at)
-                for before in range(wanted):  # an id's codes stand side by side
-                    code = shifted[at - wanted + before] - layout.sid_start - before * layout.n_codes
-                    state = self.known_trie.step(state, code, before)
-                logits = self.sid_logits(wanted, states[at]).float()
-                logits = logits.masked_fill(~self.known_trie.mask(state, wanted), torch.finfo(logits.dtype).min)
-                losses.append(F.cross_entropy(logits, codes, reduction="none"))
-                positions.append(at)
+        first_level = (shifted >= layout.sid_start) & (shifted < layout.sid_start + layout.n_codes)
+        events = first_level.nonzero()[:, 0]  # where each id begins; its codes stand side by side
+        if len(events):
+            offsets = torch.arange(layout.levels, device=shifted.device)
+            codes = shifted[events[:, None] + offsets] - layout.sid_start - offsets * layout.n_codes  # [M, L]
+            row = torch.div(events, labels.shape[1] - 1, rounding_mode="floor")
+            prior = self._prior_of_events(codes, row * labels.shape[1] + segments[:, 1:].flatten()[events])
+            state = torch.zeros_like(events)
+            for level, code in enumerate(codes.unbind(1)):
+                logits = self.sid_logits(level, states[events + level]).float()
+                if prior is not None:
+                    logits = logits + self.known_trie.weigh(state, level, prior)
+                logits = logits.masked_fill(~self.known_trie.mask(state, level), torch.finfo(logits.dtype).min)
+                losses.append(F.cross_entropy(logits, code, reduction="none"))
+                positions.append(events + level)
+                state = self.known_trie.step(state, code, level)
         at = ((shifted >= 0) & (shifted < layout.sid_start)).nonzero()[:, 0]
         if len(at):
             logits = self.base.get_output_embeddings()(states[at])[:, : layout.base_vocab].float()
-            codes = (states[at] @ self.sid_out.T.to(states.dtype)).float()
-            losses.append(F.cross_entropy(torch.cat([logits, codes], 1), shifted[at], reduction="none"))
+            own = (states[at] @ self.sid_out.T.to(states.dtype)).float()
+            losses.append(F.cross_entropy(torch.cat([logits, own], 1), shifted[at], reduction="none"))
             positions.append(at)
         if not losses:
             return hidden.new_zeros(0), shifted.new_zeros(0)
@@ -273,8 +306,10 @@ class Backbone(nn.Module):
     ) -> dict[str, Tensor]:
         """Mean loss in nats per target of packed rows; arguments as in `hidden` and `token_losses`."""
         hidden = self.hidden(input_ids, slots, position_ids, segments)
-        losses, _ = self.token_losses(hidden, labels)
-        total = losses.sum() if len(losses) else hidden.sum() * 0  # blank rows only: a gradient of zero
+        losses, _ = self.token_losses(hidden, labels, segments)
+        total = losses.sum()
+        if not len(losses):  # blank rows only: a gradient of zero for everything that is trained
+            total = hidden.sum() * 0 + sum((p * 0).sum() for p in self.parameters() if p.requires_grad)
         count = max(len(losses), 1) if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 

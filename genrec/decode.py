@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from genrec.trie import Filter, Trie
+from genrec.trie import Filter, Prior, Trie
 
 
 class Scorer(Protocol):
@@ -56,6 +56,7 @@ def beam_search(
     trie: Trie,
     beams: int,
     allowed: Filter | None = None,
+    prior: Prior | None = None,
 ) -> Ranked:
     """The best legal items after each prompt.
 
@@ -70,6 +71,7 @@ def beam_search(
         trie: the catalogue's ids.
         beams: W.
         allowed: item bitmaps [B, N] pushed up the trie.
+        prior: item scores [B, N] pushed up the trie, added to the model's own logits.
 
     Returns:
         Items and their log-probabilities (see `Ranked`).
@@ -94,6 +96,8 @@ def beam_search(
     for level in range(trie.n_levels):
         known = trie.mask(state, level)  # [B, W, C]
         logits = model.sid_logits(level, hidden).float()
+        if prior is not None:
+            logits = logits + trie.weigh(state, level, prior)
         logp = logits.masked_fill(~known, torch.finfo(logits.dtype).min).log_softmax(-1)
         legal = known if allowed is None else trie.mask(state, level, allowed)
         total = (scores[..., None] + logp).masked_fill(~legal, -torch.inf).flatten(1)  # [B, W * C]

@@ -29,6 +29,7 @@ MODELS = (
     "genrec",
     "genrec-no-image",
     "genrec-no-soft",
+    "genrec-no-profile",
 )
 GROUP_METRICS = ("recall@10", "ndcg@10")
 TABLE_METRICS = ("recall@10", "recall@50", "ndcg@10", "mrr", "cold_recall@10")

@@ -29,10 +29,11 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
     "genrec-no-image": lambda r: r.model_copy(update={"encode": r.encode.model_copy(update={"image": None})}),
     "genrec-no-soft": lambda r: r.model_copy(
         update={
-            "backbone": r.backbone.model_copy(update={"soft_tokens": 0}),
+            "backbone": r.backbone.model_copy(update={"soft_tokens": 0, "profile": 0}),
             "align": r.align.model_copy(update={"steps": 0}),
         }
     ),
+    "genrec-no-profile": lambda r: r.model_copy(update={"backbone": r.backbone.model_copy(update={"profile": 0})}),
 }
 
 
@@ -346,6 +347,7 @@ class Run:
                 popularity=space.popularity,
                 soft_items=soft,
                 soft_prompt=prompt,
+                profile=backbone.profile,
                 adapter_state=adapter,
                 adapter_settings={
                     **recipe.adapter.model_dump(),

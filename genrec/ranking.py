@@ -54,7 +54,13 @@ def rank_cases(
                 items = np.concatenate([cases.histories[r] for r in rows]).astype(np.int64)
                 allowed[torch.from_numpy(owner), torch.from_numpy(items)] = False
             ranked = beam_search(
-                backbone, backbone.embed(ids, slots), lengths, backbone.trie, beams, backbone.trie.filter(allowed)
+                backbone,
+                backbone.embed(ids, slots),
+                lengths,
+                backbone.trie,
+                beams,
+                backbone.trie.filter(allowed),
+                backbone.prior([cases.histories[r] for r in rows]),
             ).items.cpu()
             n = min(k, ranked.shape[1])
             top[rows, :n] = ranked[:, :n].to(torch.int32).numpy()

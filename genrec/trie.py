@@ -31,6 +31,13 @@ class Filter:
 
 
 @dataclass(frozen=True)
+class Prior:
+    """Item scores pushed up a trie: ``nodes[l]``, float32 [B, nodes of level l]: log-sum-exp of the items below."""
+
+    nodes: list[Tensor]
+
+
+@dataclass(frozen=True)
 class _Level:
     """The step from the nodes of one level to the next.
 
@@ -172,6 +179,50 @@ class Trie:
             above.scatter_reduce_(1, level.parents.expand_as(below), below, "amax")
             nodes.insert(0, above.view(torch.bool))
         return Filter(nodes)
+
+    def prior(self, scores: Tensor) -> Prior:
+        """Push item scores up the levels, so that a node weighs as much as all items below it together.
+
+        With them as logits, the product of a path's softmaxes over siblings is the softmax over items: the trie
+        spells a distribution over items without changing it.
+
+        Args:
+            scores: float [B, N], in nats up to a constant per row.
+
+        Raises:
+            DataError: scores are not [B, N].
+        """
+        if scores.ndim != 2 or scores.shape[1] != self.n_items or not scores.is_floating_point():
+            raise DataError(f"prior: expected float [B, {self.n_items}], found {scores.dtype} {list(scores.shape)}")
+        scores = scores.to(self.device).float().index_select(1, self._rows)
+        nodes = [scores - scores.amax(1, keepdim=True).detach()]  # exp() stays in range
+        mass = nodes[0].exp()
+        for level in reversed(self._levels):
+            above = mass.new_zeros(len(mass), len(level.offsets) - 1)
+            mass = above.index_add(1, level.parents, mass)  # [B, parents]
+            nodes.insert(0, mass.clamp(min=torch.finfo(mass.dtype).tiny).log())
+        return Prior(nodes)
+
+    def weigh(self, state: Tensor, level: int, prior: Prior) -> Tensor:
+        """The prior of every code after each state: ``prior`` of the child that it leads to.
+
+        Args:
+            state: int64 [B, ...] or, where the prior has one row, any shape; row b reads the prior's row b.
+            level: codes read so far.
+
+        Returns:
+            float32 [..., C]; 0 where a code leads nowhere.
+        """
+        here, values = self._levels[level], prior.nodes[level + 1]
+        node = state.clamp(min=0)
+        if here.table is not None:
+            child = here.table[node]  # [..., C]
+            return _of_rows(values, child.clamp(min=0)).masked_fill(child < 0, 0)
+        last = here.offsets[node + 1].unsqueeze(-1) - 1
+        child = here.offsets[node].unsqueeze(-1) + torch.arange(here.fan_out, device=self.device)
+        child = torch.minimum(child, last)  # [..., fan_out]: past a node's last child the last again, the same value
+        out = torch.zeros(*state.shape, self.n_codes, device=self.device)
+        return out.scatter(-1, here.codes[child], _of_rows(values, child))
 
 
 def _level(keys: Tensor, n_parents: int, n_codes: int) -> _Level:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from genrec.adapters import build_adapter
+from genrec.adapters.profile import Profile, content_keys
 from genrec.artefacts import read_manifest
 from genrec.backbone import Backbone
 from genrec.bases import load_base
@@ -89,6 +90,13 @@ class Workspace:
         settings = self.recipe.adapter.model_dump(exclude={"kind"})
         return settings if self.recipe.adapter.kind == "qformer" else {k: settings[k] for k in ("width", "dropout")}
 
+    def profile(self) -> Profile | None:
+        """A fresh profile on the features; None where the recipe wants none or has no features for it."""
+        width = self.recipe.backbone.profile
+        if width == 0 or not self.features:
+            return None
+        return Profile(content_keys(self.features, ~self.split.cold, width))
+
     def backbone(self, *, tuned: bool, load_in: str | None = None) -> Backbone:
         """A fresh backbone with the aligned adapter in it where there is one.
 
@@ -117,6 +125,7 @@ class Workspace:
             self.features if adapter is not None else {},
             self.semantic_ids.codes,
             ~self.split.cold,
+            profile=self.profile() if tuned else None,
             lora=recipe.backbone.lora.model_dump() if tuned and recipe.backbone.tune == "lora" else None,
             tune_base=tuned and recipe.backbone.tune == "full",
             dropout=recipe.finetune.dropout if tuned else 0.0,

@@ -49,6 +49,7 @@ class TorchEngine:
             export, items=export.items.to(self.device), prompt=export.prompt.to(self.device)
         )
         self.trie = Trie.build(torch.from_numpy(export.codes), export.layout.n_codes, self.device)
+        self.profile = None if export.profile is None else export.profile.to(self.device)
 
     def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
         """Best items first, at most `k`, fewer only where fewer are allowed.
@@ -57,9 +58,10 @@ class TorchEngine:
             DataError: unknown item ids or categories, or numbers out of range.
         """
         catalogue = self.export.catalogue
-        prompts, bitmaps, widths = [], [], []
+        histories, prompts, bitmaps, widths = [], [], [], []
         for request in requests:
             rows = item_rows(catalogue, request.history)
+            histories.append(rows)
             widths.append(beam_width(request, len(catalogue.item_ids)))
             prompts.append(recommend_prompt(self.export, rows, self.max_positions))
             bitmaps.append(
@@ -77,7 +79,8 @@ class TorchEngine:
         for batch in _batches([len(p.input_ids) for p in prompts], widths, steps):
             embeds, lengths = self._embed([prompts[i] for i in batch])
             allowed = self.trie.filter(torch.from_numpy(np.stack([bitmaps[i] for i in batch])))
-            ranked = beam_search(self.model, embeds, lengths, self.trie, widths[batch[0]], allowed)
+            prior = None if self.profile is None else self.trie.prior(self.profile([histories[i] for i in batch]))
+            ranked = beam_search(self.model, embeds, lengths, self.trie, widths[batch[0]], allowed, prior)
             for i, items, scores in zip(batch, ranked.items.tolist(), ranked.scores.tolist(), strict=True):
                 legal = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
                 results[i] = [
@@ -103,7 +106,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Free the weights; the engine cannot answer any more. Calling it again does nothing."""
-        for name in ("model", "trie", "_splicer"):
+        for name in ("model", "trie", "profile", "_splicer"):
             self.__dict__.pop(name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -24,7 +24,7 @@ from genrec.prompts import Prompt
 from genrec.serving.engine import RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
 from genrec.serving.resolve import MAX_POSITIONS, beam_width, item_rows, max_positions, recommend_prompt, text_prompt
-from genrec.trie import Filter, Trie
+from genrec.trie import Filter, Prior, Trie
 
 if TYPE_CHECKING:
     from genrec.serving.vllm_background import AsyncEngine, Speculation
@@ -73,6 +73,7 @@ def _prepare_environment() -> None:
 class _Search:
     """A list request, checked."""
 
+    history: list[int]  # catalogue rows
     prompt: Prompt
     allowed: np.ndarray  # bool [N]
     width: int
@@ -190,6 +191,7 @@ class VllmEngine:
             allow=request.allow,
         )
         return _Search(
+            history=history,
             prompt=recommend_prompt(self._export, history, self._max_positions),
             allowed=allowed,
             width=beam_width(request, self._trie.n_items),
@@ -202,12 +204,14 @@ class VllmEngine:
             return []
         trie, layout = self._trie, self._export.layout
         allowed = trie.filter(torch.from_numpy(search.allowed)[None])
+        profile = self._export.profile
+        prior = None if profile is None else trie.prior(profile([search.history]))
         prompt = self._export.splice(search.prompt, self._embedding)  # [T, D]
         state = torch.full((1, 1), trie.root)  # [1, W]
         suffix = self._embedding[:0].expand(1, 0, -1)  # [W, level, D]
         scores = np.zeros(1)  # [W]
         for level in range(trie.n_levels):
-            logp = await self._level(prompt, suffix, state, level, allowed, search.width)  # [W, C]
+            logp = await self._level(prompt, suffix, state, level, allowed, prior, search.width)  # [W, C]
             total = (scores[:, None] + logp).ravel()
             width = min(search.width, int(np.isfinite(total).sum()))
             best = np.argpartition(-total, width - 1)[:width]
@@ -222,7 +226,14 @@ class VllmEngine:
         return [RankedItem(ids[row], float(scores[i]), i + 1) for i, row in enumerate(items)]
 
     async def _level(
-        self, prompt: Tensor, suffix: Tensor, state: Tensor, level: int, allowed: Filter, width: int
+        self,
+        prompt: Tensor,
+        suffix: Tensor,
+        state: Tensor,
+        level: int,
+        allowed: Filter,
+        prior: Prior | None,
+        width: int,
     ) -> np.ndarray:
         """Log-probabilities float64 [W, C] of a level's codes after each beam, -inf where illegal."""
         from vllm import SamplingParams
@@ -233,6 +244,7 @@ class VllmEngine:
         first = layout.sid_start + level * layout.n_codes
         known = self._trie.mask(state, level)[0].numpy()  # [W, C]
         legal = self._trie.mask(state, level, allowed)[0].numpy()
+        weights = np.zeros(known.shape) if prior is None else self._trie.weigh(state, level, prior)[0].numpy()
         outputs = await asyncio.gather(
             *(
                 self._lists.complete(
@@ -244,10 +256,10 @@ class VllmEngine:
                         flat_logprobs=True,
                         detokenize=False,
                         skip_clone=True,
-                        extra_args=level_request(first, *masks),
+                        extra_args=level_request(first, *scores),
                     ),
                 )
-                for codes, *masks in zip(suffix, known, legal, strict=True)
+                for codes, *scores in zip(suffix, known, legal, weights, strict=True)
             )
         )
         logp = np.full(legal.shape, -np.inf)

@@ -18,3 +18,35 @@ def trie_log_softmax(logits: Tensor, codes: np.ndarray, level: int) -> Tensor:
         known = codes_after(codes, own[:level].tolist())
         out[row, known] = logits[row, known].log_softmax(-1)
     return out
+
+
+def profile_scores(profile, history: list[int]) -> np.ndarray:
+    """Scores [N] of a `genrec.adapters.profile.Profile`, item by item, in float64."""
+    state = {name: value.double().numpy() for name, value in profile.state_dict().items()}
+    keys = {name: profile.keys(name).double().numpy() for name in profile.names}
+    means = {}
+    for name in profile.names:
+        rows = [keys[name][item] for item in history if keys[name][item].any()]
+        means[name] = np.mean(rows, 0) if rows else np.zeros(keys[name].shape[1])
+    signs = [3.0 * np.linalg.norm(means[name]) for name in profile.names] + [np.log(max(len(history), 1))]
+    inner = state["gate.0.weight"] @ signs + state["gate.0.bias"]
+    inner = torch.nn.functional.gelu(torch.from_numpy(inner)).numpy()
+    gates = 3.0 * np.log1p(np.exp(state["gate.2.weight"] @ inner + state["gate.2.bias"]))
+    return np.array(
+        [
+            sum(
+                gate * means[name] @ state[f"maps.{name}"] @ keys[name][item]
+                for gate, name in zip(gates, profile.names, strict=True)
+            )
+            for item in range(len(keys[profile.names[0]]))
+        ]
+    )
+
+
+def code_weights(scores: np.ndarray, codes: np.ndarray, prefix: list[int], n_codes: int) -> np.ndarray:
+    """Log of the summed exp(scores [N]) of the items [N, L] whose id begins with prefix + code: [C], 0 for none."""
+    out = np.zeros(n_codes)
+    for code in codes_after(codes, prefix):
+        below = [item for item, row in enumerate(codes) if row[: len(prefix) + 1].tolist() == [*prefix, code]]
+        out[code] = np.log(np.exp(scores[below]).sum())
+    return out

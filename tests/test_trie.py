@@ -79,6 +79,38 @@ def test_a_filtered_walk_always_ends_in_an_allowed_item(case):
             assert bitmap[items[row]].all()
 
 
+@settings(max_examples=40, deadline=None)
+@given(catalogues(), st.integers(0, 2**31))
+def test_a_prior_spells_the_softmax_over_items(case, seed):
+    ids, n_codes, bitmaps, cells = case
+    before, trie_module.DENSE_CELLS = trie_module.DENSE_CELLS, cells
+    try:
+        trie = Trie.build(torch.tensor(ids), n_codes)
+    finally:
+        trie_module.DENSE_CELLS = before
+    scores = torch.randn(len(bitmaps), len(ids), generator=torch.Generator().manual_seed(seed)) * 5
+    prior = trie.prior(scores)
+    wanted = scores.double().log_softmax(1)
+    path = torch.zeros(len(bitmaps), len(ids), dtype=torch.float64)
+    state = torch.zeros(len(bitmaps), len(ids), dtype=torch.int64)
+    for level, code in enumerate(torch.tensor(ids).unbind(1)):
+        weights = trie.weigh(state, level, prior).double()
+        legal = trie.mask(state, level)
+        assert (weights[~legal] == 0).all()
+        logp = weights.masked_fill(~legal, -torch.inf).log_softmax(-1)
+        code = code.expand(len(bitmaps), -1)
+        path += logp.gather(-1, code[..., None])[..., 0]
+        state = trie.step(state, code, level)
+    # float32 sums of at most 40 exponentials; a lost or doubled item would be off by more than 1e-3
+    torch.testing.assert_close(path, wanted, atol=2e-4, rtol=1e-5)
+
+
+def test_a_prior_refuses_other_shapes():
+    trie = Trie.build(torch.tensor([[2, 0], [2, 3], [1, 3]]), 4)
+    with pytest.raises(DataError, match=r"expected float \[B, 3\], found torch.float32 \[1, 4\]"):
+        trie.prior(torch.zeros(1, 4))
+
+
 def test_an_empty_filter_row_masks_everything_and_leaves_the_others_alone():
     trie = Trie.build(torch.tensor([[2, 0], [2, 3], [1, 3]]), 4)
     allowed = trie.filter(torch.tensor([[False] * 3, [True] * 3]))

@@ -53,7 +53,11 @@ def params(asked: Asked | None) -> SamplingParams:
         return SamplingParams()
     known = np.isin(np.arange(CODES), after(asked.item, asked.level))
     legal = np.isin(np.arange(CODES), asked.legal)
-    return SamplingParams(extra_args=level_request(asked.first, known, legal))
+    return SamplingParams(extra_args=level_request(asked.first, known, legal, weights_of(asked)))
+
+
+def weights_of(asked: Asked) -> np.ndarray:
+    return np.random.default_rng([asked.item, asked.level]).normal(size=CODES).astype(np.float32)
 
 
 def expected(logits: torch.Tensor, asked: Asked | None) -> torch.Tensor:
@@ -62,7 +66,7 @@ def expected(logits: torch.Tensor, asked: Asked | None) -> torch.Tensor:
     if asked is None:
         out[:TEXT] = logits[:TEXT]
         return out
-    level = logits[asked.first : asked.first + CODES].expand(len(IDS), -1)
+    level = (logits[asked.first : asked.first + CODES] + torch.from_numpy(weights_of(asked))).expand(len(IDS), -1)
     scores = trie_log_softmax(level, IDS, asked.level)[asked.item]
     for code in asked.legal:
         out[asked.first + code] = scores[code]
@@ -72,7 +76,7 @@ def expected(logits: torch.Tensor, asked: Asked | None) -> torch.Tensor:
 def test_the_example_of_the_docstring():
     logits = torch.tensor([[5.0, 5, 0, 0, 0, 1, 1, 9]]).repeat(2, 1)
     codes = torch.tensor([[[True, True, False], [True, False, False]]] * 2)
-    out = write_scores(logits, torch.tensor([5, -1]), codes, 2)
+    out = write_scores(logits, torch.tensor([5, -1]), codes, torch.zeros(2, 3), 2)
     inf = torch.inf
     wanted = [[-inf] * 5 + [-np.log(2), -inf, -inf], [5, 5] + [-inf] * 6]
     torch.testing.assert_close(out, torch.tensor(wanted, dtype=torch.float32))

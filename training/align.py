@@ -64,7 +64,7 @@ def nll_per_prompt(backbone: Backbone, prompts: list[Prompt], row_tokens: int) -
             rows = [row for p in chunk for row in packed_rows([p], row_tokens)]
             batch = {k: v.to(backbone.device) for k, v in collator(rows).items()}
             labels = batch.pop("labels")
-            losses, where = backbone.token_losses(backbone.hidden(**batch), labels)
+            losses, where = backbone.token_losses(backbone.hidden(**batch), labels, batch["segments"])
             owner = torch.div(where, labels.shape[1] - 1, rounding_mode="floor").cpu().numpy()
             sums = np.bincount(owner, losses.double().cpu().numpy(), minlength=len(chunk))
             total[i : i + len(chunk)] = sums / np.bincount(owner, minlength=len(chunk))

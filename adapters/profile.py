@@ -1,0 +1,139 @@
+"""The profile: what a history's features have in common, as a score for every item of the catalogue.
+
+A taste that lasts shows in the *mean* of what a user chose: ten blue things make a blue mean, ten things of any colour
+make none. A transformer learns to average its context only slowly; here the mean is taken outright, and what remains to
+be learned is how much it counts. The scores are a prior over items that `genrec.trie.Trie.prior` spreads over the
+semantic ids, so the language model writes codes on top of what content alone says, and items that no user has touched
+yet are reached through their content. Close relatives are content-based neighbours, and LIGER's dense scores beside
+generated ids (Yang et al. 2024, arXiv:2411.18814).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genrec.encoders.features import Features
+
+HIDDEN = 32  # width of the gate's inner layer
+SHARPNESS = 3.0  # a gate's unit in nats; with the first bias of 2 a cosine of 1 weighs about 6 nats
+FLAT = 1e-6  # a feature that varies less than this is constant
+
+
+def content_keys(features: dict[str, Features], fit_on: np.ndarray, width: int) -> dict[str, Tensor]:
+    """One unit vector per item and modality, in which cosines mean what standardised features mean.
+
+    The pooled features are standardised, then rotated onto their principal axes and cut to the widest `width` of them;
+    statistics come from the rows of `fit_on` alone.
+
+    Args:
+        features: modality -> features of all items.
+        fit_on: bool [N], the items that training may look at.
+        width: most values per key, E.
+
+    Returns:
+        modality -> float32 [N, E_m]; a row of zeros where the item has no such modality.
+    """
+    keys = {}
+    for name, one in features.items():
+        values = one.values.mean(1, dtype=np.float64)  # [N, D_m]
+        rows = values[fit_on & one.present]
+        if len(rows) == 0:
+            rows = values[:1]
+        spread = rows.std(0)
+        values = (values - rows.mean(0)) / np.where(spread > FLAT, spread, np.inf)
+        standard = values[fit_on & one.present]
+        axes = np.linalg.eigh(standard.T @ standard)[1][:, ::-1][:, :width]  # widest first
+        values = values @ axes
+        length = np.linalg.norm(values, axis=1, keepdims=True)
+        unit = np.divide(values, length, out=np.zeros_like(values), where=length > FLAT)
+        keys[name] = torch.from_numpy((unit * one.present[:, None]).astype(np.float32))
+    return keys
+
+
+class Profile(nn.Module):
+    """Scores of all items from the means of a history's keys.
+
+    ``score(i) = sum over modalities of gate_m * (mean_m A_m) . key_m(i)``: ``A_m`` starts as the identity, and the
+    gates read how coherent the history is (the length of each mean) and how long.
+    """
+
+    def __init__(self, keys: dict[str, Tensor]):
+        """
+        Args:
+            keys: modality -> float32 [N, E_m], rows of length 1, or 0 where an item lacks the modality.
+        """
+        super().__init__()
+        self.names = sorted(keys)
+        for name in self.names:
+            self.register_buffer(f"keys_{name}", keys[name], persistent=False)
+        self.maps = nn.ParameterDict({m: nn.Parameter(torch.eye(keys[m].shape[1])) for m in self.names})
+        last = nn.Linear(HIDDEN, len(self.names))
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, 2.0)
+        self.gate = nn.Sequential(nn.Linear(len(self.names) + 1, HIDDEN), nn.GELU(), last)
+
+    def keys(self, name: str) -> Tensor:
+        """float32 [N, E_m]."""
+        return self.get_buffer(f"keys_{name}")
+
+    def forward(self, histories: Sequence[np.ndarray] | Sequence[Sequence[int]]) -> Tensor:
+        """Scores for whole histories.
+
+        Args:
+            histories: B histories of catalogue rows, in any order: the mean knows none.
+
+        Returns:
+            float32 [B, N], nats up to a constant per row; all zero for an empty history.
+        """
+        device = self.keys(self.names[0]).device
+        sizes = torch.tensor([len(history) for history in histories], device=device)
+        owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
+        flat = np.concatenate([np.asarray(history, np.int64) for history in histories] or [np.empty(0, np.int64)])
+        items = torch.from_numpy(flat).to(device)
+        sums, counts = {}, {}
+        for name in self.names:
+            keys = self.keys(name)[items]
+            sums[name] = keys.new_zeros(len(sizes), keys.shape[1]).index_add(0, owner, keys)
+            counts[name] = keys.new_zeros(len(sizes)).index_add(0, owner, keys.any(1).to(keys.dtype))
+        return self._scores(sums, counts, sizes)
+
+    def of_events(self, items: Tensor, first: Tensor) -> Tensor:
+        """Scores before each of many events, from the events of the same history before it: one pass for training.
+
+        Example: items 7, 3, 5 with first 0, 0, 2 are the histories (7, 3) and (5); the scores are those of the
+        histories (), (7) and ().
+
+        Args:
+            items: int64 [M], histories side by side, oldest first.
+            first: int64 [M], where each event's history begins in `items`.
+
+        Returns:
+            float32 [M, N].
+        """
+        at = torch.arange(len(items), device=items.device)
+        sums, counts = {}, {}
+        for name in self.names:
+            keys = self.keys(name)[items]
+            before = keys.cumsum(0) - keys
+            sums[name] = before - before[first]
+            there = keys.any(1).to(keys.dtype)
+            before = there.cumsum(0) - there
+            counts[name] = before - before[first]
+        return self._scores(sums, counts, at - first)
+
+    def _scores(self, sums: dict[str, Tensor], counts: dict[str, Tensor], events: Tensor) -> Tensor:
+        """sums[m] [B, E_m], counts[m] [B] items that have the modality, events int64 [B] -> [B, N]."""
+        means = {m: sums[m] / counts[m].clamp(min=1)[:, None] for m in self.names}
+        lengths = torch.stack([means[m].norm(dim=1) for m in self.names], 1)  # [B, modalities]
+        signs = torch.cat([SHARPNESS * lengths, events.clamp(min=1).log().to(lengths)[:, None]], 1)
+        gates = SHARPNESS * F.softplus(self.gate(signs))
+        total = 0
+        for column, name in enumerate(self.names):
+            total = total + gates[:, column, None] * (means[name] @ self.maps[name] @ self.keys(name).T)
+        assert isinstance(total, Tensor)
+        return total
