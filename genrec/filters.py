@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ def item_bitmap(
     price_min: float | None = None,
     price_max: float | None = None,
     allow: list[str] | None = None,
+    deny: Collection[int] | None = None,
 ) -> np.ndarray:
     """The items that may be recommended; None leaves a condition out, availability always holds.
 
@@ -31,6 +32,7 @@ def item_bitmap(
         price_min: least price, inclusive; an item of unknown price fails any price condition.
         price_max: greatest price, inclusive.
         allow: item ids; every other item is out.
+        deny: catalogue rows that are out.
 
     Returns:
         bool [N].
@@ -43,6 +45,8 @@ def item_bitmap(
     if outside := [row for row in seen if not 0 <= row < n_items]:
         raise DataError(f"seen: rows {outside[:SHOWN]} are outside this catalogue's 0..{n_items - 1}")
     keep[np.asarray(seen, dtype=np.int64)] = False
+    if deny:
+        keep[np.fromiter(deny, np.int64, len(deny))] = False
     if categories is not None:
         wanted = set(categories)
         known: set[str] = set().union(*catalogue.categories)

@@ -19,6 +19,7 @@ class RecommendRequest:
     price_min: float | None = None
     price_max: float | None = None
     allow: list[str] | None = None  # only these item ids
+    deny: frozenset[int] | None = None  # none of these catalogue rows
 
 
 @dataclass(frozen=True)

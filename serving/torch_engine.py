@@ -72,6 +72,7 @@ class TorchEngine:
                     price_min=request.price_min,
                     price_max=request.price_max,
                     allow=request.allow,
+                    deny=request.deny,
                 )
             )
         results: list[list[RankedItem]] = [[] for _ in requests]

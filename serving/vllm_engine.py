@@ -189,6 +189,7 @@ class VllmEngine:
             price_min=request.price_min,
             price_max=request.price_max,
             allow=request.allow,
+            deny=request.deny,
         )
         return _Search(
             history=history,

@@ -214,6 +214,9 @@ def catalogue():
         ({"price_min": 11, "price_max": 19}, ""),
         ({"allow": ["c", "d"]}, "c"),
         ({"allow": []}, ""),
+        ({"deny": frozenset({0, 3})}, "bc"),
+        ({"deny": frozenset(), "allow": ["a"]}, "a"),
+        ({"deny": frozenset({0}), "allow": ["a", "b"]}, "b"),
         ({"seen": [0], "categories": ["shoes"], "price_max": 99, "allow": ["a", "b", "c"]}, "b"),
     ],
 )
