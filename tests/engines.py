@@ -1,0 +1,50 @@
+"""Engines that fail on purpose: each is a real engine behind a switch, and keeps the Protocol."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from genrec.serving.engine import Engine, RankedItem, RecommendRequest, TextRequest, TextResult
+
+
+class FaultyEngine:
+    """Answers as the engine within, unless told to fail, to hang or to be slow.
+
+    Attributes:
+        calls: the requests of each call so far.
+        error: raised by the next calls, if set.
+        hang: cleared, calls wait until it is set again.
+        delay_s: each call takes at least so long.
+    """
+
+    name = "faulty"
+
+    def __init__(self, within: Engine) -> None:
+        self.within = within
+        self.calls: list[list[RecommendRequest | TextRequest]] = []
+        self.error: Exception | None = None
+        self.hang = threading.Event()
+        self.hang.set()
+        self.delay_s = 0.0
+        self.inside = threading.Semaphore(0)  # released once per call that began
+
+    def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
+        self._trip(requests)
+        return self.within.recommend(requests)
+
+    def generate(self, requests: Sequence[TextRequest]) -> list[TextResult]:
+        self._trip(requests)
+        return self.within.generate(requests)
+
+    def close(self) -> None:
+        self.within.close()
+
+    def _trip(self, requests: Sequence[RecommendRequest | TextRequest]) -> None:
+        self.calls.append(list(requests))
+        self.inside.release()
+        self.hang.wait()
+        time.sleep(self.delay_s)
+        if self.error is not None:
+            raise self.error
