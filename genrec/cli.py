@@ -1,4 +1,4 @@
-"""The command line: genrec run | init | doctor | serve | quantize | features | recommend."""
+"""The command line: genrec run | init | doctor | serve | keys | quantize | features | recommend."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from genrec.errors import GenrecError
+from genrec.keys_cli import keys_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     help="From a catalogue and a log to a served generative recommender.",
 )
+app.add_typer(keys_app, name="keys")
 console = Console()
 Runs = Annotated[Path, typer.Option(help="folder that holds one folder per run")]
 Force = Annotated[bool, typer.Option("--force", help="run stages even when nothing changed")]
@@ -89,15 +91,30 @@ def doctor() -> None:
 
 @app.command()
 def serve(
+    context: typer.Context,
     export: Annotated[Path, typer.Argument(help="an export folder")],
     engine: Annotated[str, typer.Option(help="auto, torch or vllm")] = "auto",
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address to listen on; without --keys a loopback address")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="GENREC_STORE",
+            help="where histories are kept: sqlite:///FILE, postgresql://..., or none; default: beside the export",
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(envvar="GENREC_KEYS", help="file of API keys: genrec keys add makes it")
+    ] = None,
 ) -> None:
-    """Answer POST /v1/recommend and GET /healthz."""
-    from genrec.serving.gateway import serve as serve_export
+    """Answer over HTTP: lists, texts, events; /openapi.json says how."""
+    from genrec.serving.server import log_as_json
+    from genrec.serving.server import serve as serve_export
 
-    serve_export(export, engine=engine, host=host, port=port)
+    log_as_json(logging.getLogger("genrec").level)
+    source = context.get_parameter_source("store")
+    typed = source is not None and source.name == "COMMANDLINE"
+    serve_export(export, engine=engine, host=host, port=port, store=store, keys=keys, typed_store=typed)
 
 
 @app.command()

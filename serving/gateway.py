@@ -1,216 +1,185 @@
-"""HTTP in front of an engine: two questions, limits on every field, JSON errors that say what to do.
+"""HTTP in front of an engine: deadlines, limits on every field, JSON errors that say what to do.
 
 curl -s localhost:8000/v1/recommend -H 'content-type: application/json' -d '{"history": ["item-1"], "k": 5}'
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-import threading
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+import time
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from genrec.errors import ConfigError, DataError
-from genrec.serving.engine import Engine, RecommendRequest, TextRequest
-from genrec.serving.export import Export
-from genrec.serving.select_engine import make_engine
+from genrec.errors import ConfigError
 
 try:
-    import uvicorn
-    from fastapi import FastAPI, Request
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
-    from starlette.exceptions import HTTPException
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from fastapi import FastAPI, Request, Security
+    from fastapi.responses import JSONResponse, Response
+    from fastapi.security import HTTPBearer
+    from starlette.concurrency import run_in_threadpool
+
+    from genrec.serving import bodies, problems
+    from genrec.serving.access import NEEDS, PUBLIC, Gate
+    from genrec.serving.api_keys import Keys
+    from genrec.serving.body_limit import BodyLimit
+    from genrec.serving.desk import RESERVE_S, Desk, Settings
+    from genrec.serving.request_log import RequestLog
+    from genrec.serving.store_error import StoreError
+    from genrec.serving.user_store import Event, UserStore
 except ImportError as err:
     raise ConfigError(f"the gateway needs {err.name}; install genrec[serve]") from err
 
+from genrec.serving.engine import Engine, RecommendRequest, TextRequest
+from genrec.serving.export import Export
+from genrec.serving.resolve import beam_width, item_rows
+
 log = logging.getLogger(__name__)
-MAX_BODY_BYTES = 512 * 1024
-MAX_WAITING = 64  # requests at once; more get 503
-
-ItemId = Annotated[str, Field(min_length=1, max_length=256)]
-Answer = TypeVar("Answer")
-Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
-class Body(BaseModel):
-    """Base of every request body: no unknown field, no conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class RecommendBody(Body):
-    """POST /v1/recommend; the fields of `RecommendRequest`."""
-
-    history: list[ItemId] = Field(max_length=500, description="item ids, oldest first")
-    k: int = Field(10, ge=1, le=100, description="items wanted")
-    beams: int | None = Field(None, ge=1, le=200, description="beam width")
-    exclude_seen: bool = Field(True, description="leave out the items of the history")
-    categories: list[ItemId] | None = Field(None, max_length=1000, description="items in any of them")
-    price_min: Price | None = None
-    price_max: Price | None = None
-    allow: list[ItemId] | None = Field(None, max_length=1000, description="only these item ids")
-
-
-class DescribeBody(Body):
-    """POST /v1/describe; the fields of `TextRequest`."""
-
-    item_id: ItemId
-    history: list[ItemId] = Field([], max_length=500, description="item ids, oldest first")
-    max_tokens: int = Field(64, ge=1, le=512)
-    temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False)
-    seed: int = Field(0, ge=0, lt=2**63)
-
-
-class Shown(BaseModel):
-    """One recommended item."""
-
-    item_id: str
-    title: str
-    score: float
-    rank: int
-
-
-class Version(BaseModel):
-    """What answered: the engine, the first letters of the export's key, the genrec that wrote the export."""
-
-    engine: str
-    export: str
-    genrec: str
-
-
-class Recommended(Version):
-    """Answer of /v1/recommend."""
-
-    items: list[Shown]
-
-
-class Described(Version):
-    """Answer of /v1/describe."""
-
-    text: str
-    finish_reason: str
-
-
-class BodyLimit:
-    """ASGI middleware: a body above `MAX_BODY_BYTES` gets 413, whether or not it announces its length."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > MAX_BODY_BYTES:
-                refusal = _error(413, f"the body has more than {MAX_BODY_BYTES} bytes; send less")
-                refusal.headers["connection"] = "close"
-                await refusal(scope, receive, send)
-                return
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self.app(scope, replay, send)
-
-
-def _error(status: int, text: str) -> JSONResponse:
-    return JSONResponse({"error": text}, status_code=status)
-
-
-def _field_errors(err: RequestValidationError) -> str:
-    """What is wrong with which field, without what was sent."""
-    lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in err.errors()]
-    more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
-    return "; ".join(line[:200] for line in lines[:5]) + more
-
-
-def create_app(engine: Engine, export: Export) -> FastAPI:
+def create_app(
+    engine: Engine,
+    export: Export,
+    *,
+    store: UserStore | None = None,
+    keys: Keys | None = None,
+    hosts: frozenset[str] | None = None,
+    settings: Settings | None = None,
+) -> FastAPI:
     """The HTTP application of one engine.
 
     Args:
-        engine: answers one call at a time.
+        engine: answers one call at a time, from a thread of its own.
         export: the engine's export.
+        store: users' histories; None: requests bring them.
+        keys: who may ask what; None: everyone may ask everything.
+        hosts: names by which the server may be asked; None: any.
+        settings: deadlines, queues, timeouts.
+
+    Raises:
+        StoreError: the store does not say which items are disabled.
     """
-    app = FastAPI(title="genrec", docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit)
-    turn = threading.Lock()
+    settings = settings or Settings()
+    desk = Desk(engine, export, store, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        refreshing = asyncio.create_task(_refresh(desk))
+        yield
+        refreshing.cancel()
+        desk.pool.close()
+        await run_in_threadpool(desk.worker.close)
+
+    app = FastAPI(title="genrec", version="1", redoc_url=None, lifespan=lifespan, responses=problems.RESPONSES)
+    app.state.gateway = desk
+    problems.install(app)
+    app.add_middleware(BodyLimit, timeout_s=settings.body_timeout_s, metrics=desk.metrics)
+    app.add_middleware(
+        Gate, keys=keys, limiter=desk.limiter, metrics=desk.metrics, drain=desk.drain, hosts=hosts
+    )  # before the body
+    app.add_middleware(RequestLog, metrics=desk.metrics, routes=frozenset({*NEEDS, *PUBLIC}))
+    _add_answers(app, desk, _version(engine, export))
+    _add_state(app, desk, _version(engine, export))
+    return app
+
+
+def _version(engine: Engine, export: Export) -> dict[str, str]:
     versions = export.manifest.get("versions", {})
-    version = {
+    return {
         "engine": engine.name,
         "export": str(export.manifest["key"])[:12],
         "genrec": str(versions.get("genrec", "unknown")),
     }
-    titles = dict(zip(export.catalogue.item_ids, export.catalogue.titles, strict=True))
 
-    def ask(question: Callable[[], list[Answer]]) -> list[Answer]:
-        """One question at a time; whatever is not the sender's fault is a 500, and its reason goes to the log."""
-        with turn:
-            try:
-                return question()
-            except DataError:
-                raise
-            except Exception as err:
-                log.exception("the engine failed")
-                raise HTTPException(500, "internal error; the server's log says more") from err
 
-    # plain functions: FastAPI runs them in threads, so waiting for the engine never blocks the others
-    @app.post("/v1/recommend")
-    def recommend(body: RecommendBody) -> Recommended:
-        request = RecommendRequest(**body.model_dump())
-        (ranked,) = ask(lambda: engine.recommend([request]))
-        items = [Shown(title=titles[item.item_id], **asdict(item)) for item in ranked]
-        return Recommended(items=items, **version)
+async def _refresh(desk: Desk) -> None:
+    """Look up now and then what other gateways disabled."""
+    while desk.store is not None:
+        await asyncio.sleep(desk.settings.refresh_s)
+        try:
+            await desk.stored(lambda _: desk.switches.refresh())
+        except StoreError as err:
+            desk.metrics.store_errors.labels(err.kind).inc()
+            log.warning("disabled items stay as they are: %s", err)
 
-    @app.post("/v1/describe")
-    def describe(body: DescribeBody) -> Described:
-        request = TextRequest(**body.model_dump())
-        (result,) = ask(lambda: engine.generate([request]))
-        return Described(text=result.text, finish_reason=result.finish_reason, **version)
+
+def _add_answers(app: FastAPI, desk: Desk, version: dict[str, str]) -> None:
+    """The routes that ask the engine."""
+    titles = dict(zip(desk.export.catalogue.item_ids, desk.export.catalogue.titles, strict=True))
+    key = [Security(HTTPBearer(auto_error=False))]  # documents what `Gate` asks for
+
+    @app.post("/v1/recommend", dependencies=key)
+    async def recommend(body: bodies.RecommendBody, http: Request) -> bodies.Recommended:
+        """The next items for a user, best first; the most popular ones, marked, when the engine is late or down."""
+        timeout_s = body.timeout_ms / 1000
+        deadline = time.monotonic() + timeout_s - min(RESERVE_S, timeout_s / 10)
+        wish = RecommendRequest(
+            history=await desk.history(http, body.user_id, body.history or [], deadline),
+            **body.model_dump(exclude={"user_id", "history", "timeout_ms"}),
+        )
+        desk.popularity.check(wish)
+        desk.charge(http.state.caller, "beams", beam_width(wish, len(titles)))
+        ranked, reason = await desk.rank(http, wish, deadline)
+        items = [
+            bodies.Shown(item_id=item.item_id, title=titles[item.item_id], score=item.score, rank=item.rank)
+            for item in ranked
+        ]
+        return bodies.Recommended(items=items, fallback=reason is not None, reason=cast(Any, reason), **version)
+
+    @app.post("/v1/describe", dependencies=key)
+    async def describe(body: bodies.DescribeBody, http: Request) -> bodies.Described:
+        """Text about an item for a user."""
+        deadline = time.monotonic() + body.timeout_ms / 1000
+        wish = TextRequest(
+            history=await desk.history(http, body.user_id, body.history, deadline),
+            **body.model_dump(exclude={"user_id", "history", "timeout_ms"}),
+        )
+        item_rows(desk.export.catalogue, [wish.item_id, *wish.history])
+        desk.charge(http.state.caller, "tokens", wish.max_tokens)
+        result = await desk.write(http, wish, deadline)
+        return bodies.Described(text=result.text, finish_reason=result.finish_reason, **version)
+
+
+def _add_state(app: FastAPI, desk: Desk, version: dict[str, str]) -> None:
+    """The routes that change or show what the gateway keeps."""
+    key = [Security(HTTPBearer(auto_error=False))]
+
+    @app.post("/v1/events", dependencies=key)
+    async def events(body: bodies.EventsBody, http: Request) -> bodies.Stored:
+        """Append to users' histories; the answer comes when the events are on disk."""
+        tenant = http.state.caller.tenant
+        item_rows(desk.export.catalogue, [event.item_id for event in body.events])
+        found = [Event(**event.model_dump()) for event in body.events]
+        desk.note(http, events=len(found))
+        stored = await desk.stored(lambda store: store.append(tenant, found))
+        desk.metrics.events.labels("stored").inc(stored)
+        desk.metrics.events.labels("duplicate").inc(len(found) - stored)
+        return bodies.Stored(stored=stored, duplicates=len(found) - stored)
+
+    @app.post("/v1/items", dependencies=key)
+    async def items(body: bodies.ItemsBody, http: Request) -> bodies.Switched:
+        """Disable and enable items: no list that is answered after this answer holds a disabled one."""
+        if desk.store is None:
+            disabled = desk.switches.change(body.disable, body.enable)
+        else:
+            disabled = await desk.stored(lambda _: desk.switches.change(body.disable, body.enable))
+        desk.note(http, disabled=disabled)
+        return bodies.Switched(disabled=disabled)
 
     @app.get("/healthz")
-    async def healthz() -> dict[str, Any]:
-        return {"status": "ok", "items": len(titles), **version}
+    async def healthz() -> bodies.Health:
+        """The process lives."""
+        return bodies.Health(status="ok", items=len(desk.export.catalogue.item_ids), **version)
 
-    @app.exception_handler(DataError)
-    async def on_data_error(_: Request, err: DataError) -> JSONResponse:
-        return _error(422, str(err))
+    @app.get("/readyz", responses={503: {"model": bodies.Readiness, "description": "not ready; the reasons say why"}})
+    async def readyz() -> Response:
+        """Whether a load balancer should send requests here."""
+        reasons = desk.obstacles()
+        answer = bodies.Readiness(ready=not reasons, reasons=reasons)
+        return JSONResponse(answer.model_dump(), 503 if reasons else 200)
 
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid(_: Request, err: RequestValidationError) -> JSONResponse:
-        return _error(422, _field_errors(err))
-
-    @app.exception_handler(HTTPException)
-    async def on_http(_: Request, err: HTTPException) -> JSONResponse:
-        return _error(err.status_code, str(err.detail))
-
-    return app
-
-
-def serve(export_dir: Path, engine: str = "auto", host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve an export until interrupted.
-
-    Raises:
-        ArtefactError: the folder is no whole export.
-        ConfigError: no such engine.
-    """
-    export = Export.load(export_dir)
-    running = make_engine(export, engine)
-    try:
-        log.info("serving %s on http://%s:%d", export_dir, host, port)
-        uvicorn.run(create_app(running, export), host=host, port=port, limit_concurrency=MAX_WAITING)
-    finally:
-        running.close()
+    @app.get("/metrics", dependencies=key, response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        return Response(desk.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

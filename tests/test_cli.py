@@ -25,7 +25,7 @@ def test_help_names_every_command_and_loads_no_torch():
     code = "import sys; from genrec.cli import app; assert 'torch' not in sys.modules, 'torch'; app(['--help'])"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-    for command in ("run", "init", "doctor", "serve", "quantize", "features", "recommend"):
+    for command in ("run", "init", "doctor", "serve", "keys", "quantize", "features", "recommend"):
         assert f" {command} " in done.stdout
 
 

@@ -98,6 +98,12 @@ def code(page: Path) -> list[str]:
     return re.findall(r"```.*?```|`[^`\n]+`", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
+def options(command: Any) -> set[str]:
+    """A command's options, and those of the commands below it."""
+    own = {option for parameter in command.params for option in parameter.opts}
+    return own.union(*(options(below) for below in getattr(command, "commands", {}).values()))
+
+
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
@@ -107,7 +113,7 @@ def test_the_recipes_page_is_what_the_models_say() -> None:
     assert rest.split(END)[0] == tables(), "run `python -m tests.test_docs` and commit docs/recipes.md"
 
 
-@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("C*.md"))], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("[CS]*.md"))], ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
     prose = re.sub(r"```.*?```|<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in link]
@@ -115,10 +121,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 
 def test_every_command_and_option_exists() -> None:
-    commands = {
-        name: {option for parameter in command.params for option in parameter.opts}
-        for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
-    }
+    commands = {name: options(command) for name, command in typer.main.get_command(app).commands.items()}  # type: ignore[attr-defined]
     named = set()
     for page in PAGES:
         for line in (line for part in code(page) for line in part.splitlines()):

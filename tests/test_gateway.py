@@ -1,20 +1,21 @@
 """A real server on a real port, with a real engine: answers, hostile input, and that it lives on."""
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-import uvicorn
 
+from genrec.serving.body_limit import MAX_BODY_BYTES
+from genrec.serving.desk import Settings
 from genrec.serving.engine import RecommendRequest, TextRequest
 from genrec.serving.export import Export
-from genrec.serving.gateway import MAX_BODY_BYTES, create_app
+from genrec.serving.gateway import create_app
 from genrec.serving.torch_engine import TorchEngine
+from genrec.serving.user_store import UserStore
 from tests.export_fixture import make_export
+from tests.gateway_fixture import running, until
 
 
 @pytest.fixture(scope="module")
@@ -23,21 +24,21 @@ def engine(tmp_path_factory) -> TorchEngine:
 
 
 @pytest.fixture(scope="module")
-def client(engine: TorchEngine) -> Iterator[httpx.Client]:
-    config = uvicorn.Config(create_app(engine, engine.export), host="127.0.0.1", port=0, log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started:
-        assert time.monotonic() < deadline, "the server did not start"
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
+def store(tmp_path_factory) -> Iterator[UserStore]:
+    made = UserStore(f"sqlite:///{tmp_path_factory.mktemp('s')}/users.sqlite3")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def client(engine: TorchEngine, store: UserStore) -> Iterator[httpx.Client]:
+    with running(create_app(engine, engine.export, store=store)) as http:
         yield http
-    server.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
+
+
+def ids(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [item["item_id"] for item in answer.json()["items"]]
 
 
 def lists_still_work(client: httpx.Client) -> None:
@@ -90,7 +91,13 @@ def test_texts_are_the_engines(client: httpx.Client, engine: TorchEngine) -> Non
         ("recommend", {"history": ["item-1", "nope"]}, "'nope'"),
         ("recommend", {"history": ["<|sid_0_1|>", "<|end|>"]}, "'<|sid_0_1|>', '<|end|>'"),
         ("recommend", {"history": ["item-1\u0000", "' OR 1=1"]}, r"'item-1\x00'"),
-        ("recommend", {}, "body.history: Field required"),
+        ("recommend", {}, "give `history` (empty for a new user), `user_id`, or both"),
+        ("recommend", {"user_id": ""}, "body.user_id: String should have at least 1 character"),
+        ("recommend", {"user_id": "a\u0000b"}, "body.user_id: String should match pattern"),
+        ("recommend", {"history": [], "timeout_ms": 30_001}, "body.timeout_ms: Input should be less than"),
+        ("recommend", {"history": [], "timeout_ms": 0}, "body.timeout_ms: Input should be greater than"),
+        ("recommend", {"history": [], "deny": ["item-1"]}, "body.deny: Extra inputs are not permitted"),
+        ("recommend", {"history": [], "allow": ["nope"]}, "'nope'"),
         ("recommend", {"history": "item-1"}, "body.history: Input should be a valid list"),
         ("recommend", {"history": [1]}, "body.history.0: Input should be a valid string"),
         ("recommend", {"history": [""]}, "at least 1 character"),
@@ -110,6 +117,13 @@ def test_texts_are_the_engines(client: httpx.Client, engine: TorchEngine) -> Non
         ("describe", {"item_id": "item-1", "max_tokens": 10**9}, "body.max_tokens"),
         ("describe", {"item_id": "item-1", "temperature": 99}, "body.temperature"),
         ("describe", {"item_id": "item-1", "seed": 2**80}, "body.seed"),
+        ("events", {"events": []}, "body.events: List should have at least 1 item"),
+        ("events", {"events": [{"user_id": "ann", "item_id": "nope"}]}, "'nope'"),
+        ("events", {"events": [{"user_id": "ann", "item_id": "item-1", "timestamp": -1}]}, "body.events.0.timestamp"),
+        ("events", {"events": [{"user_id": "x" * 257, "item_id": "item-1"}]}, "body.events.0.user_id"),
+        ("events", {"events": [{"user_id": "ann", "item_id": "item-1"}] * 1001}, "at most 1000 items"),
+        ("items", {"disable": ["nope"]}, "'nope'"),
+        ("items", {"disable": ["item-1"], "enable": ["item-1"]}, "'item-1' is in `disable` and in `enable`"),
     ],
 )
 def test_bad_requests_say_what_is_wrong(client: httpx.Client, path: str, body, message: str) -> None:
@@ -175,14 +189,103 @@ def test_many_at_once_get_their_own_answers(client: httpx.Client, engine: TorchE
     assert answers == [[item.item_id for item in items] for items in expected]
 
 
-def test_a_bug_is_a_500_and_the_server_lives_on(client: httpx.Client, engine, monkeypatch) -> None:
-    def broken(_: object) -> None:
-        raise RuntimeError("secret detail")
+def test_a_stored_user_gets_the_list_of_the_same_history(client: httpx.Client, engine: TorchEngine) -> None:
+    events = [{"user_id": "ann", "item_id": f"item-{row}", "timestamp": 10 + row} for row in (1, 8, 12)]
+    answer = client.post("/v1/events", json={"events": events})
+    assert answer.json() == {"stored": 3, "duplicates": 0}
+    for more in ([], ["item-20"]):
+        (expected,) = engine.recommend([RecommendRequest(["item-1", "item-8", "item-12", *more], 6)])
+        body = {"user_id": "ann", "k": 6, **({"history": more} if more else {})}
+        assert ids(client.post("/v1/recommend", json=body)) == [item.item_id for item in expected]
+    body = {"user_id": "ann", "item_id": "item-3", "max_tokens": 4}
+    (text,) = engine.generate([TextRequest("item-3", ["item-1", "item-8", "item-12"], 4)])
+    assert client.post("/v1/describe", json=body).json()["text"] == text.text
 
-    monkeypatch.setattr(engine, "recommend", broken)
-    answer = client.post("/v1/recommend", json={"history": []})
-    assert answer.status_code == 500
-    assert "secret" not in answer.text
-    assert "internal error" in answer.json()["error"]
-    monkeypatch.undo()
-    lists_still_work(client)
+
+def test_an_unknown_user_is_a_new_user(client: httpx.Client) -> None:
+    new = client.post("/v1/recommend", json={"history": []})
+    assert ids(client.post("/v1/recommend", json={"user_id": "nobody"})) == ids(new)
+
+
+def test_events_with_a_name_are_stored_once(client: httpx.Client, store: UserStore) -> None:
+    event = {"user_id": "bob", "item_id": "item-5", "event_id": "click-1"}
+    assert client.post("/v1/events", json={"events": [event]}).json() == {"stored": 1, "duplicates": 0}
+    assert client.post("/v1/events", json={"events": [event, event]}).json() == {"stored": 0, "duplicates": 2}
+    assert store.newest("local", "bob", 9) == ["item-5"]
+
+
+def test_events_are_all_stored_or_none(client: httpx.Client, store: UserStore) -> None:
+    events = [{"user_id": "eve", "item_id": "item-1"}, {"user_id": "eve", "item_id": "nope"}]
+    assert client.post("/v1/events", json={"events": events}).status_code == 422
+    assert store.newest("local", "eve", 9) == []
+
+
+def test_stored_items_that_left_the_catalogue_are_skipped(client: httpx.Client, store: UserStore) -> None:
+    client.post("/v1/events", json={"events": [{"user_id": "old", "item_id": "item-2", "timestamp": 1}]})
+    with store.database.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO genrec_events (tenant, user_id, item_id, time) VALUES ('local', 'old', 'sold out', 2)"
+        )
+    expected = ids(client.post("/v1/recommend", json={"history": ["item-2"]}))
+    assert ids(client.post("/v1/recommend", json={"user_id": "old"})) == expected
+
+
+def test_disabled_items_leave_every_list_at_once_and_cost_no_place(client: httpx.Client, engine: TorchEngine) -> None:
+    body = {"history": ["item-1"], "k": 20}
+    before = ids(client.post("/v1/recommend", json=body))
+    assert client.post("/v1/items", json={"disable": before[:5]}).json() == {"disabled": 5}
+    try:
+        after = ids(client.post("/v1/recommend", json=body))
+        rows = frozenset(engine.export.catalogue.index[item] for item in before[:5])
+        (expected,) = engine.recommend([RecommendRequest(["item-1"], 20, deny=rows)])
+        assert after == [item.item_id for item in expected]
+        assert after[:15] == before[5:]
+        assert client.post("/v1/items", json={}).json() == {"disabled": 5}
+        assert client.post("/v1/items", json={"enable": before[1:3]}).json() == {"disabled": 3}
+        assert ids(client.post("/v1/recommend", json=body))[:2] == before[1:3]
+    finally:
+        client.post("/v1/items", json={"enable": before[:5]})
+    assert ids(client.post("/v1/recommend", json=body)) == before
+
+
+def test_disabled_items_outlive_a_restart_and_reach_other_gateways(engine: TorchEngine, store: UserStore) -> None:
+    with running(create_app(engine, engine.export, store=store, settings=Settings(refresh_s=0.05))) as first:
+        item = ids(first.post("/v1/recommend", json={"history": []}))[0]
+        with running(create_app(engine, engine.export, store=store)) as second:
+            second.post("/v1/items", json={"disable": [item]})
+            until(lambda: item not in ids(first.post("/v1/recommend", json={"history": []})), "the first to see it")
+    with running(create_app(engine, engine.export, store=store)) as third:
+        assert item not in ids(third.post("/v1/recommend", json={"history": []}))
+        third.post("/v1/items", json={"enable": [item]})
+        assert item in ids(third.post("/v1/recommend", json={"history": []}))
+
+
+def test_without_a_store_there_are_no_users(engine: TorchEngine) -> None:
+    with running(create_app(engine, engine.export)) as http:
+        answers = [
+            http.post("/v1/recommend", json={"user_id": "ann"}),
+            http.post("/v1/events", json={"events": [{"user_id": "ann", "item_id": "item-1"}]}),
+        ]
+        for answer in answers:
+            assert answer.status_code == 422
+            assert "--store" in answer.json()["error"]
+        assert http.post("/v1/items", json={"disable": ["item-1"]}).json() == {"disabled": 1}
+
+
+def test_ready_and_documented(client: httpx.Client) -> None:
+    assert client.get("/readyz").json() == {"ready": True, "reasons": []}
+    document = client.get("/openapi.json").json()
+    assert {"/v1/recommend", "/v1/describe", "/v1/events", "/v1/items", "/metrics"} <= document["paths"].keys()
+    assert client.get("/docs").status_code == 200
+    assert client.get("/redoc").status_code == 404
+
+
+def test_pages_of_other_sites_are_not_answered(client: httpx.Client) -> None:
+    """CORS is off: no preflight is granted, and a form's content type is no JSON."""
+    origin = {"origin": "https://evil.example"}
+    wish = {**origin, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    assert client.options("/v1/recommend", headers=wish).status_code == 405
+    plain = client.post("/v1/recommend", content=b'{"history": []}', headers={**origin, "content-type": "text/plain"})
+    assert plain.status_code == 422
+    answer = client.post("/v1/recommend", json={"history": []}, headers=origin)
+    assert not [name for name in answer.headers if name.startswith("access-control")]

@@ -1,0 +1,215 @@
+"""What stands between a route and the engine, the store and the tenant's limits; nothing here outlives a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from genrec.errors import DataError
+from genrec.serving.access import Caller, Drain
+from genrec.serving.batching import EngineWorker, Kind, QueueFullError, StalledError
+from genrec.serving.bodies import MAX_HISTORY
+from genrec.serving.daemon_pool import DaemonPool, PoolFullError
+from genrec.serving.engine import Engine, RankedItem, RecommendRequest, TextRequest, TextResult
+from genrec.serving.export import Export
+from genrec.serving.fallback import Popularity
+from genrec.serving.item_switches import ItemSwitches
+from genrec.serving.metrics import Metrics
+from genrec.serving.problems import ClientLeftError, RefusalError
+from genrec.serving.rate_limit import Kind as RateKind
+from genrec.serving.rate_limit import RateLimiter
+from genrec.serving.request_log import UserHash
+from genrec.serving.store_error import StoreError
+from genrec.serving.user_store import UserStore
+
+T = TypeVar("T")
+RESERVE_S = 0.02  # of a list's time, at most a tenth: for the fallback
+
+
+class Settings(BaseModel):
+    """How the gateway treats its engine and its clients."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_waiting: int = Field(64, ge=1, description="requests that may wait for the engine; more get 503")
+    max_batch: int = Field(16, ge=1, description="requests of one engine call")
+    window_ms: float = Field(3, ge=0, description="how long an idle engine waits for company")
+    stall_s: float = Field(35, gt=0, description="an engine call that takes longer counts as hung")
+    probe_s: float = Field(5, gt=0, description="how often an engine that failed is asked whether it is well")
+    body_timeout_s: float = Field(10, gt=0, description="for a whole body to arrive")
+    store_timeout_s: float = Field(8, gt=0, description="for an answer of the user store")
+    store_threads: int = Field(8, ge=1, description="calls of the user store at once")
+    store_waiting: int = Field(64, ge=1, description="calls that may wait for the user store; more get 503")
+    refresh_s: float = Field(5, gt=0, description="how often other gateways' disabled items are looked up")
+    drain_s: float = Field(1, ge=0, description="after SIGTERM, new requests still get a 503 for so long")
+
+
+class Desk:
+    """One gateway's parts."""
+
+    def __init__(self, engine: Engine, export: Export, store: UserStore | None, settings: Settings) -> None:
+        """
+        Raises:
+            StoreError: the store does not say which items are disabled.
+        """
+        self.export, self.store, self.settings = export, store, settings
+        self.metrics, self.drain, self.limiter = Metrics(), Drain(), RateLimiter()
+        self.popularity = Popularity(export)
+        self.switches = ItemSwitches(export.catalogue, store)
+        self.user_hash = UserHash()
+        self.pool = DaemonPool("genrec-store", settings.store_threads, settings.store_waiting)
+        self.worker = EngineWorker(
+            engine,
+            max_waiting=settings.max_waiting,
+            max_batch=settings.max_batch,
+            window_s=settings.window_ms / 1000,
+            stall_s=settings.stall_s,
+            probe_s=settings.probe_s,
+            on_batch=self.metrics.count_batch,
+            probes={
+                "recommend": RecommendRequest([], k=1),
+                "generate": TextRequest(export.catalogue.item_ids[0], max_tokens=1),
+            },
+        )
+        self.metrics.watch(self.worker)
+        self.metrics.ready.set_function(lambda: float(not self.obstacles()))
+
+    def obstacles(self) -> list[str]:
+        """Why this gateway should get no more requests; empty when it is ready."""
+        state = self.worker.state
+        found = {"failed": ["the engine's last call failed"], "stalled": ["the engine hangs"]}.get(state, [])
+        return [*found, *(["the server is going down"] if self.drain.since is not None else [])]
+
+    def charge(self, caller: Caller, kind: RateKind, amount: int) -> None:
+        """Take beams or tokens from a tenant's bucket.
+
+        Raises:
+            RefusalError: it does not hold enough.
+        """
+        rate = caller.limits.beams_per_s if kind == "beams" else caller.limits.tokens_per_s
+        wait_s = self.limiter.take(caller.tenant, kind, amount, rate)
+        if wait_s:
+            raise RefusalError(429, f"the rate limit of {kind} is reached; try again later", "rate", wait_s)
+
+    async def stored(self, call: Callable[[UserStore], T], deadline: float | None = None) -> T:
+        """A call of the user store, on a thread, within `store_timeout_s` and the deadline.
+
+        Raises:
+            DataError: there is no store.
+            StoreError: locked, full, gone or late. What was late may still be stored.
+        """
+        store = self.store
+        if store is None:
+            raise DataError("user_id: this gateway keeps no histories; send `history`, or start it with --store")
+        left_s = self.settings.store_timeout_s
+        if deadline is not None:
+            left_s = min(left_s, max(0.0, deadline - time.monotonic()))
+        try:
+            future = asyncio.wrap_future(self.pool.submit(lambda: call(store)))
+            return await asyncio.wait_for(future, left_s)
+        except PoolFullError:
+            raise StoreError("locked", f"store {store.shown}: too many calls are waiting for it") from None
+        except TimeoutError:
+            raise StoreError("locked", f"store {store.shown} did not answer within {left_s:.3g} s") from None
+
+    async def history(self, http: Request, user_id: str | None, more: list[str], deadline: float) -> list[str]:
+        """A user's stored events, then those of the request; the newest `MAX_HISTORY` of them.
+
+        Events whose item this export does not know (the log is older or newer than it) are left out.
+        """
+        caller: Caller = http.state.caller
+        if user_id is None:
+            return more
+        self.note(http, user=self.user_hash(caller.tenant, user_id))
+        found = await self.stored(lambda store: store.newest(caller.tenant, user_id, MAX_HISTORY), deadline)
+        known = [item for item in found if item in self.export.catalogue.index]
+        return [*known, *more][-MAX_HISTORY:]
+
+    async def rank(self, http: Request, wish: RecommendRequest, deadline: float) -> tuple[list[RankedItem], str | None]:
+        """A list, and why it is the fallback, if it is.
+
+        The items that are disabled when the answer is made are not in it, even if they were enabled when the engine
+        began: then it is asked again.
+
+        Raises:
+            DataError: a wish that no engine can meet.
+            RefusalError: too many requests wait.
+            ClientLeftError: nobody waits for the list.
+        """
+        index = self.export.catalogue.index
+        while True:
+            wish = dataclasses.replace(wish, deny=self.switches.denied)
+            reason = None
+            try:
+                ranked: list[RankedItem] = await self._ask(http, "recommend", wish, deadline)
+            except (DataError, RefusalError, ClientLeftError):
+                raise
+            except Exception as err:
+                reason = {TimeoutError: "deadline", StalledError: "engine_stalled"}.get(type(err), "engine_error")
+                ranked = await run_in_threadpool(self.popularity.recommend, wish)
+            if self.switches.denied.isdisjoint(index[item.item_id] for item in ranked):
+                if reason is not None:
+                    self.metrics.fallbacks.labels(reason).inc()
+                    self.note(http, fallback=reason)
+                return ranked, reason
+
+    async def write(self, http: Request, wish: TextRequest, deadline: float) -> TextResult:
+        """A text. There is no fallback for one.
+
+        Raises:
+            DataError: a wish that no engine can meet.
+            RefusalError: too many requests wait, the deadline is over, or the engine failed.
+            ClientLeftError: nobody waits for the text.
+        """
+        try:
+            result: TextResult = await self._ask(http, "generate", wish, deadline)
+            return result
+        except (DataError, RefusalError, ClientLeftError):
+            raise
+        except TimeoutError:
+            raise RefusalError(
+                504, "no text before the deadline; ask for fewer tokens or allow more time", "late"
+            ) from None
+        except StalledError:
+            raise RefusalError(503, "the engine does not answer; try again", "engine_stalled", 5) from None
+        except Exception:
+            raise RefusalError(500, "internal error; the server's log says more", "engine_error") from None
+
+    def note(self, http: Request, **fields: Any) -> None:
+        """Add fields to the request's line in the log."""
+        http.scope["state"].setdefault("log", {}).update(fields)
+
+    async def _ask(self, http: Request, kind: Kind, wish: RecommendRequest | TextRequest, deadline: float) -> Any:
+        """The engine's answer, or its exception; `TimeoutError` at the deadline, whatever the engine does."""
+        try:
+            job = self.worker.submit(kind, wish, deadline)
+        except QueueFullError as err:
+            raise RefusalError(503, str(err), "queue_full", err.retry_after_s) from None
+        answer = asyncio.wrap_future(job.future)
+        left = asyncio.ensure_future(_disconnected(http))
+        try:
+            left_s = max(0.0, deadline - time.monotonic())
+            done, _ = await asyncio.wait({answer, left}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if answer in done:
+                return answer.result()
+            if left in done:
+                self.metrics.cancelled.labels(http.scope["path"]).inc()
+                raise ClientLeftError
+            raise TimeoutError
+        finally:
+            left.cancel()
+            if not answer.done():
+                answer.cancel()
+                self.worker.cancel(job)
+
+
+async def _disconnected(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
