@@ -69,7 +69,8 @@ def create_app(
         yield
         refreshing.cancel()
         desk.pool.close()
-        await run_in_threadpool(desk.worker.close)
+        patience_s = 0.1 if desk.worker.state == "stalled" else 10.0
+        await run_in_threadpool(desk.worker.close, patience_s)
 
     app = FastAPI(title="genrec", version="1", redoc_url=None, lifespan=lifespan, responses=problems.RESPONSES)
     app.state.gateway = desk

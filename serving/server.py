@@ -172,7 +172,10 @@ def serve(
 
 
 def log_as_json(level: int = logging.INFO) -> None:
-    """Every line of the process's log as JSON on standard error."""
+    """Every line of the process's log as JSON on standard error, and no progress bars between them."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -1,0 +1,139 @@
+"""Requests made from the gateway's own OpenAPI document, against a real server with a real engine, store and keys.
+
+GENREC_FUZZ_CASES=5000 asks for more cases in all; the test run's number keeps it short.
+"""
+
+import os
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from genrec.serving.api_keys import Keys, add_key
+from genrec.serving.export import Export
+from genrec.serving.gateway import create_app
+from genrec.serving.torch_engine import TorchEngine
+from genrec.serving.user_store import UserStore
+from tests.export_fixture import make_export
+from tests.gateway_fixture import http, running
+
+CASES = int(os.environ.get("GENREC_FUZZ_CASES", "300"))
+ROUTES = ("POST /v1/recommend", "POST /v1/describe", "POST /v1/events", "POST /v1/items")
+READS = ("GET /healthz", "GET /readyz", "GET /metrics")
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+    ignored_auth,
+]
+QUIET = settings(
+    max_examples=max(1, CASES // len(ROUTES)),
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory) -> Export:
+    return Export.load(make_export(tmp_path_factory.mktemp("e")))
+
+
+@pytest.fixture(scope="module")
+def client(export: Export, tmp_path_factory) -> Iterator[httpx.Client]:
+    folder, engine = tmp_path_factory.mktemp("fuzz"), TorchEngine(export, "cpu")
+    store = UserStore(f"sqlite:///{folder}/users.sqlite3")
+    token = add_key(folder / "keys.json", "shop", ["recommend", "write", "admin", "metrics"], {})
+    app = create_app(engine, export, store=store, keys=Keys(folder / "keys.json"))
+    header = {"authorization": f"Bearer {token}"}
+    with running(app) as plain, http(str(plain.base_url), headers=header) as authorised:
+        yield authorised
+    store.close()
+
+
+@pytest.mark.parametrize("route", [*ROUTES, *READS])
+def test_the_document_is_kept(client: httpx.Client, route: str) -> None:
+    """Valid and invalid bodies, methods and headers: never a 5xx, never an answer that the document does not name."""
+    schema = schemathesis.openapi.from_url(str(client.base_url.join("/openapi.json")))
+    method, path = route.split()
+    headers = {"Authorization": client.headers["authorization"]}
+    operation = schema[path][method]
+    tried = 0
+    modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
+
+    @given(case=st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in modes)))
+    @(QUIET if route in ROUTES else settings(QUIET, max_examples=10))
+    def one(case: schemathesis.Case) -> None:
+        nonlocal tried
+        tried += 1
+        case.call_and_validate(checks=CHECKS, headers=headers)
+
+    one()
+    assert tried >= (CASES // len(ROUTES) if route in ROUTES else 1)
+    assert client.post("/v1/recommend", json={"history": ["item-1"]}).status_code == 200
+
+
+ITEM = st.sampled_from([f"item-{row}" for row in range(60)])
+FIELDS = {
+    "k": st.integers(1, 100),
+    "beams": st.none() | st.integers(1, 200),
+    "exclude_seen": st.booleans(),
+    "categories": st.none() | st.lists(st.sampled_from(["lamp", "sofa", "indoor"]), max_size=3),
+    "price_min": st.none() | st.floats(0, 120),
+    "price_max": st.none() | st.floats(0, 120),
+    "allow": st.none() | st.lists(ITEM, max_size=30),
+}
+
+
+def test_valid_wishes_reach_the_engine_and_every_answer_is_legal(client: httpx.Client, export: Export) -> None:
+    """What the document cannot know, the ids of the catalogue, is known here: no list breaks a filter."""
+    catalogue = export.catalogue
+
+    @given(history=st.lists(ITEM, max_size=12), off=st.lists(ITEM, max_size=5), wish=st.fixed_dictionaries(FIELDS))
+    @settings(QUIET, max_examples=max(1, CASES // 6))
+    def one(history, off, wish) -> None:
+        everything = list(catalogue.item_ids)
+        client.post("/v1/items", json={"enable": [item for item in everything if item not in off], "disable": off})
+        answer = client.post("/v1/recommend", json={"history": history, **wish})
+        assert answer.status_code == 200, answer.text
+        found = [item["item_id"] for item in answer.json()["items"]]
+        legal = set()
+        for row, item in enumerate(everything):
+            price = float(catalogue.prices[row])
+            legal |= (
+                {item}
+                if (
+                    catalogue.available[row]
+                    and item not in off
+                    and not (wish["exclude_seen"] and item in history)
+                    and (wish["categories"] is None or set(wish["categories"]) & set(catalogue.categories[row]))
+                    and (wish["price_min"] is None or price >= wish["price_min"])
+                    and (wish["price_max"] is None or price <= wish["price_max"])
+                    and (wish["allow"] is None or item in wish["allow"])
+                )
+                else set()
+            )
+        assert set(found) <= legal
+        assert len(found) == len(set(found)) == min(wish["k"], len(legal))
+        assert not answer.json()["fallback"]
+
+    one()
+    client.post("/v1/items", json={"enable": list(catalogue.item_ids)})
