@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -133,7 +134,7 @@ def read_keys(path: Path) -> KeyFile:
     return found
 
 
-def add_key(path: Path, tenant: str, scopes: list[str], limits: dict[str, float | None]) -> str:
+def add_key(path: Path, tenant: str, scopes: list[str], limits: Mapping[str, float | None]) -> str:
     """Add a key, and set the tenant's limits that are given.
 
     Returns:

@@ -12,6 +12,7 @@ from genrec.serving.desk import Settings
 from genrec.serving.engine import RecommendRequest, TextRequest
 from genrec.serving.export import Export
 from genrec.serving.gateway import create_app
+from genrec.serving.resolve import text_prompt
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
 from tests.export_fixture import make_export
@@ -200,6 +201,23 @@ def test_a_stored_user_gets_the_list_of_the_same_history(client: httpx.Client, e
     body = {"user_id": "ann", "item_id": "item-3", "max_tokens": 4}
     (text,) = engine.generate([TextRequest("item-3", ["item-1", "item-8", "item-12"], 4)])
     assert client.post("/v1/describe", json=body).json()["text"] == text.text
+
+
+def test_a_poisoned_title_forges_nothing(client: httpx.Client, engine: TorchEngine) -> None:
+    """item-0's title spells control tokens: its prompt holds as many as any other's, and texts about it none."""
+    export = engine.export
+    assert "<|sid_0_1|>" in export.catalogue.titles[0]
+
+    def control(item: str) -> int:
+        prompt = text_prompt(export, TextRequest(item, ["item-9"]), 1024)
+        return sum(token >= export.layout.base_vocab or token == export.layout.eos for token in prompt.input_ids)
+
+    assert control("item-0") == control("item-4") > 0
+    for seed in range(10):
+        body = {"item_id": "item-0", "history": ["item-0"], "max_tokens": 40, "temperature": 2.0, "seed": seed}
+        text = client.post("/v1/describe", json=body).json()["text"]
+        assert text
+        assert not [token for token in export.layout.token_strings() if token in text]
 
 
 def test_an_unknown_user_is_a_new_user(client: httpx.Client) -> None:

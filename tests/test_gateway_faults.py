@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -28,7 +29,7 @@ from tests.export_fixture import make_export
 from tests.gateway_fixture import PATIENCE_S, connect, head, received, running, until
 
 QUICK = Settings(window_ms=0, stall_s=1000, probe_s=0.05, body_timeout_s=0.5, max_waiting=2)
-ASK = {"history": ["item-1"], "k": 5}
+ASK: dict[str, Any] = {"history": ["item-1"], "k": 5}
 
 
 @pytest.fixture(scope="module")
