@@ -229,7 +229,16 @@ class EngineWorker:
             job.future.set_result(answer)
 
     def _ask(self, kind: Kind, requests: Sequence[Any]) -> list[Any]:
-        return list(self._engine.recommend(requests) if kind == "recommend" else self._engine.generate(requests))
+        """
+        Raises:
+            Exception: whatever the engine raises; what would end the thread comes as a RuntimeError.
+        """
+        try:
+            return list(self._engine.recommend(requests) if kind == "recommend" else self._engine.generate(requests))
+        except Exception:
+            raise
+        except BaseException as err:
+            raise RuntimeError(f"the engine raised {type(err).__name__}") from err
 
     def _probe(self) -> None:
         """Ask a failed engine something small; one right answer makes it well again."""

@@ -104,6 +104,7 @@ class Desk:
         Raises:
             DataError: there is no store.
             StoreError: locked, full, gone or late. What was late may still be stored.
+            RefusalError: the deadline is over. A list of popular items would not know what the user has seen.
         """
         store = self.store
         if store is None:
@@ -117,6 +118,9 @@ class Desk:
         except PoolFullError:
             raise StoreError("locked", f"store {store.shown}: too many calls are waiting for it") from None
         except TimeoutError:
+            if left_s < self.settings.store_timeout_s:  # the client's time, not the store's
+                text = "the user's history was not read before the deadline; allow more time, or send `history`"
+                raise RefusalError(504, text, "late") from None
             raise StoreError("locked", f"store {store.shown} did not answer within {left_s:.3g} s") from None
 
     async def history(self, http: Request, user_id: str | None, more: list[str], deadline: float) -> list[str]:

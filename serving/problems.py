@@ -26,7 +26,7 @@ STATUSES = {
     429: "the tenant's rate limit; see Retry-After",
     500: "the engine failed at a text",
     503: "too many requests wait, the server is going down, or the user store does not answer; see Retry-After",
-    504: "no text before the deadline",
+    504: "no text, or not even the user's history, before the deadline",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text} for status, text in STATUSES.items()

@@ -11,10 +11,15 @@ import time
 from pathlib import Path
 from types import FrameType
 
-import uvicorn
-from sqlalchemy.engine import make_url
-
 from genrec.errors import ConfigError
+
+try:
+    import fastapi  # noqa: F401 - the modules below need it
+    import uvicorn
+    from sqlalchemy.engine import make_url
+except ImportError as err:
+    raise ConfigError(f"the gateway needs {err.name}; install genrec[serve]") from err
+
 from genrec.serving.access import LOOPBACK_HOSTS, Drain
 from genrec.serving.api_keys import Keys
 from genrec.serving.bodies import MAX_TIMEOUT_MS
@@ -82,6 +87,12 @@ def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:
     return listener
 
 
+def own_hosts(listener: socket.socket) -> frozenset[str]:
+    """The names by which a server on a loopback address may be asked."""
+    address = listener.getsockname()[0]
+    return LOOPBACK_HOSTS | {f"[{address}]" if ":" in address else address}
+
+
 def open_store(store: str | None, export_dir: Path, *, typed: bool = False) -> UserStore | None:
     """The user store of an address; None: a SQLite file beside the export; "none": no store.
 
@@ -117,7 +128,9 @@ def run(
 ) -> None:
     """Serve until a signal comes, then end in order; closes store and engine."""
     settings = settings or Settings()
-    app = create_app(engine, export, store=store, keys=keys, hosts=None if keys else LOOPBACK_HOSTS, settings=settings)
+    app = create_app(
+        engine, export, store=store, keys=keys, hosts=None if keys else own_hosts(listener), settings=settings
+    )
     desk = app.state.gateway
     config = uvicorn.Config(
         app,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class UserStore:
             if self.url.database in (None, "", ":memory:"):
                 raise ConfigError(f"store {self.shown!r}: memory loses every event at exit; name a file or a server")
             self._file = Path(str(self.url.database))
+            _make_private(self._file)
         self.database = sa.create_engine(
             self.url,
             pool_size=POOL_SIZE,
@@ -208,7 +209,7 @@ class UserStore:
         self.database.dispose()
         raise StoreError("gone", f"store {self.shown}: the file was deleted or replaced; restart the gateway")
 
-    @contextmanager
+    @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         """The database's errors as `StoreError`s."""
         try:
@@ -231,6 +232,12 @@ def _parsed(url: str) -> URL:
     if name not in DIALECTS:
         raise ConfigError(f"no store of kind {name!r}; there are {', '.join(DIALECTS)}")
     return parsed.set(drivername=DIALECTS[name][0])
+
+
+def _make_private(file: Path) -> None:
+    """A new database is its owner's only; SQLite gives the files beside it the same rights."""
+    with contextlib.suppress(OSError):  # it is there, or SQLite will say better why it cannot be
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

@@ -24,7 +24,7 @@ class FaultyEngine:
     def __init__(self, within: Engine) -> None:
         self.within = within
         self.calls: list[list[RecommendRequest | TextRequest]] = []
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.hang = threading.Event()
         self.hang.set()
         self.delay_s = 0.0

@@ -64,14 +64,16 @@ def running(app: Any) -> Iterator[httpx.Client]:
     """A server in a thread."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", http=PatientProtocol, ws="none")
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started or not thread.is_alive(), "the server to start")
     port = server.servers[0].sockets[0].getsockname()[1]
-    with http(f"http://127.0.0.1:{port}") as client:
-        yield client
-    server.should_exit = True
-    thread.join(PATIENCE_S)
+    try:
+        with http(f"http://127.0.0.1:{port}") as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE_S)
     assert not thread.is_alive()
 
 

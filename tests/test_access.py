@@ -1,5 +1,7 @@
 """Who may come in, over real HTTP: keys, scopes, tenants, rates, hosts."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +13,11 @@ from genrec.serving import access
 from genrec.serving.api_keys import Keys, add_key
 from genrec.serving.export import Export
 from genrec.serving.gateway import create_app
-from genrec.serving.server import listen, open_store
+from genrec.serving.server import listen, open_store, own_hosts
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
 from tests.export_fixture import make_export
-from tests.gateway_fixture import connect, head, received, running
+from tests.gateway_fixture import ROOT, connect, head, received, running
 
 ASK = {
     "/v1/recommend": {"history": ["item-1"], "k": 3},
@@ -169,6 +171,17 @@ def test_other_names_are_refused_without_keys(engine: TorchEngine, host: str) ->
         assert "localhost" in answer.json()["error"]
         for own in (http.base_url.netloc.decode(), "localhost:1", "LOCALHOST", "[::1]:8000", "127.0.0.1"):
             assert http.get("/healthz", headers={"host": own}).status_code == 200
+
+
+def test_any_loopback_address_answers_by_its_own_name() -> None:
+    with listen("127.1.2.3", 0, with_keys=False) as listener:
+        assert own_hosts(listener) == access.LOOPBACK_HOSTS | {"127.1.2.3"}
+
+
+def test_without_fastapi_the_error_says_what_to_install() -> None:
+    code = "import sys; sys.modules['fastapi'] = None; import genrec.serving.server"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "ConfigError: the gateway needs fastapi; install genrec[serve]" in done.stderr
 
 
 def test_a_typed_password_is_refused(tmp_path: Path) -> None:

@@ -139,6 +139,15 @@ def test_a_failed_engine_says_so_until_a_probe_finds_it_well(make, engine) -> No
     until(lambda: worker.state == "ok", "the probe to succeed")
 
 
+def test_an_engine_that_wants_to_leave_takes_nobody_with_it(make, engine) -> None:
+    worker = make(window_s=0)
+    engine.error = SystemExit(3)
+    with pytest.raises(RuntimeError, match="the engine raised SystemExit"):
+        worker.submit("recommend", wish(0), soon()).future.result(PATIENCE_S)
+    engine.error = None
+    assert worker.submit("recommend", wish(0), soon()).future.result(PATIENCE_S)
+
+
 def test_wrong_numbers_of_answers_are_a_failure(make, engine, monkeypatch) -> None:
     worker = make(window_s=0)
     monkeypatch.setattr(engine, "recommend", lambda requests: [])

@@ -155,6 +155,12 @@ def test_every_commit_is_synchronous(on_file: UserStore) -> None:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
 
 
+def test_a_new_file_is_its_owners_only(on_file: UserStore, file: Path) -> None:
+    on_file.append("shop", events("ann", "a"))
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in file.parent.glob("users*")}
+    assert modes == {"users.sqlite3": "0o600", "users.sqlite3-wal": "0o600", "users.sqlite3-shm": "0o600"}
+
+
 def test_sqlite_locked(on_file: UserStore, file: Path) -> None:
     on_file.append("shop", events("ann", "a"))
     with sqlite3.connect(file, isolation_level=None) as other:
