@@ -1,6 +1,7 @@
 """The gateway as a process: kill -9 right after a 200, SIGTERM under load and beside a hung engine, the command."""
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -27,6 +28,17 @@ GATEWAY = str(Path(__file__).with_name("gateway_process.py"))
 @pytest.fixture(scope="module")
 def export(tmp_path_factory) -> Path:
     return make_export(tmp_path_factory.mktemp("e"))
+
+
+@pytest.fixture
+def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command sets up the process's log; here the process is the tests'."""
+    loggers = [logging.getLogger(name) for name in (None, "genrec", "uvicorn")]
+    levels = [logger.level for logger in loggers]
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture
@@ -164,6 +176,7 @@ def test_the_command_serves_with_keys_and_logs_json_without_histories(export: Pa
     assert (tmp_path / "own.sqlite3").exists()
 
 
+@pytest.mark.usefixtures("own_logging")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -181,6 +194,7 @@ def test_the_command_refuses_before_it_serves(export: Path, options: list[str], 
     assert "hunter2" not in str(raised.value)
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_a_store_from_the_environment_may_hold_a_password(export: Path) -> None:
     """It gets as far as the server that is not there."""
     env = {"GENREC_STORE": "postgresql://me:hunter2@127.0.0.1:1/db"}
