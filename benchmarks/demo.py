@@ -11,8 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +72,12 @@ def shuffle_features(run: Run) -> None:
     run.space.__dict__.pop("features")
 
 
-def trained(recipe: Recipe, runs: Path, shuffled: bool) -> Run:
-    """A run up to fine-tuning."""
+def trained(recipe: Recipe, runs: Path, shuffled: bool, like: Run) -> Run:
+    """A run up to fine-tuning; what does not depend on split or features is taken from `like`."""
     run = Run.create(recipe, runs)
+    for stage in ("source", "catalog", "base"):  # same seed, same catalogue, same keys: not made again
+        if not (run.folder / stage).exists():
+            shutil.copytree(like.folder / stage, run.folder / stage)
     run.prepare()
     if not (run.folder / "lora" / "manifest.json").is_file() or not shuffled:
         run.encode()
@@ -171,53 +179,73 @@ def same_lists(run: Run, users: int) -> tuple[np.ndarray, list[bool]]:
     return agree, [a.token_ids == b.token_ids for a, b in zip(drafted, plain, strict=True)]
 
 
+@dataclass
+class SeedResult:
+    """What one seed says, per test user where it can."""
+
+    values: dict[str, np.ndarray]
+    nll: dict[str, dict[str, Any]]
+    invalid: float
+    broken: int  # filtered requests whose answer broke a filter
+    chance: float  # R@10 of a random list
+    table: str
+
+
+def run_seed(seed: int, runs: Path) -> SeedResult:
+    """Everything that one seed needs; what an earlier call finished is read, not made again."""
+    logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s seed {seed}: %(message)s")
+    logging.getLogger("genrec").setLevel(logging.INFO)
+    run = Run.create(recipe_of(f"s{seed}", seed), runs)
+    metrics = whole_path(run)
+    of = load_per_user(run.folder / "eval" / "per_user.npz")
+    values = {model: of[model]["ndcg@10"] for model in (*RIVALS, "genrec", "genrec-no-image", "genrec-no-soft")}
+    groups = planted_truth(run)[1]
+    for kind in ("picture", "text"):
+        values[f"{kind}/genrec"] = of["genrec"]["ndcg@10"][groups[kind]]
+        values[f"{kind}/no-image"] = of["genrec-no-image"]["ndcg@10"][groups[kind]]
+    export = Export.load(run.folder / "export")
+    broken = filters_kept(TorchEngine(export), export, run.space.split.test.histories)
+    shuffled = trained(recipe_of(f"s{seed}-shuffled", seed), runs, True, run)
+    values["shuffled"] = gains(shuffled)
+    bare = shuffled.variant("genrec-no-soft")
+    bare.train()
+    values["shuffled-no-soft"] = gains(bare)
+    for name, wrong in (("cold", False), ("cold-shuffled", True)):
+        cold = trained(recipe_of(f"s{seed}-{name}", seed, split="cold_items"), runs, wrong, run)
+        values[name] = cold_recall(cold)
+    return SeedResult(
+        values=values,
+        nll=read_manifest(run.folder / "alignment")["result"]["nll"],
+        invalid=metrics["models"]["genrec"]["invalid_rate"]["mean"],
+        broken=broken,
+        chance=10 / len(export.catalogue.item_ids),
+        table=format_markdown(metrics),
+    )
+
+
 def main() -> int:
     """Run every seed, then write the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 .. N-1")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-demo", help="where the runs go")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time")
     parser.add_argument(
         "--parity-users", type=int, default=3000, help="test users of seed 0 that both engines rank; 0: none"
     )
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    logging.getLogger("genrec").setLevel(logging.INFO)
     log.setLevel(logging.INFO)
     started = time.monotonic()
     seeds = list(range(arguments.seeds))
-    values: dict[str, list[np.ndarray]] = {}
-    nll: dict[str, list[dict[str, Any]]] = {"own": [], "other": [], "none": []}
-    invalid, broken, chance, table = 0.0, 0, 0.0, ""
-
-    def keep(name: str, array: np.ndarray) -> None:
-        values.setdefault(name, []).append(array)
-
-    for seed in seeds:
-        run = Run.create(recipe_of(f"s{seed}", seed), arguments.runs)
-        metrics = whole_path(run)
-        table = table or format_markdown(metrics)
-        of = load_per_user(run.folder / "eval" / "per_user.npz")
-        for model in (*RIVALS, "genrec", "genrec-no-image", "genrec-no-soft"):
-            keep(model, of[model]["ndcg@10"])
-        groups = planted_truth(run)[1]
-        for kind in ("picture", "text"):
-            keep(f"{kind}/genrec", of["genrec"]["ndcg@10"][groups[kind]])
-            keep(f"{kind}/no-image", of["genrec-no-image"]["ndcg@10"][groups[kind]])
-        invalid = max(invalid, metrics["models"]["genrec"]["invalid_rate"]["mean"])
-        result = read_manifest(run.folder / "alignment")["result"]
-        for name in nll:
-            nll[name].append(result["nll"][name])
-        export = Export.load(run.folder / "export")
-        broken += filters_kept(TorchEngine(export), export, run.space.split.test.histories)
-        shuffled = trained(recipe_of(f"s{seed}-shuffled", seed), arguments.runs, shuffled=True)
-        keep("shuffled", gains(shuffled))
-        bare = shuffled.variant("genrec-no-soft")
-        bare.train()
-        keep("shuffled-no-soft", gains(bare))
-        for name, wrong in (("cold", False), ("cold-shuffled", True)):
-            cold = trained(recipe_of(f"s{seed}-{name}", seed, split="cold_items"), arguments.runs, shuffled=wrong)
-            keep(name, cold_recall(cold))
-            chance = 10 / len(cold.space.catalogue.item_ids)
+    if arguments.jobs > 1:  # models this small gain more from a second seed than from a second thread
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(run_seed, seeds, [arguments.runs] * len(seeds)))
+    values = {name: [result.values[name] for result in results] for name in results[0].values}
+    nll = {name: [result.nll[name] for result in results] for name in results[0].nll}
+    invalid = max(result.invalid for result in results)
+    broken = sum(result.broken for result in results)
+    chance, table = results[0].chance, results[0].table
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     pooled = {name: np.concatenate(parts) for name, parts in values.items()}
     checks = [above_zero(f"N@10 genrec - {rival}", pooled["genrec"], pooled[rival]) for rival in RIVALS]
     checks.append(

@@ -12,15 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 END = "<|endoftext|>"
+RATE = 5e-3  # peak of the schedule
+IGNORED = -100  # a target that teaches nothing
 
 
 def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerFast:
@@ -38,32 +40,24 @@ def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
 
 
-class Pages:
-    """Pre-training documents: pages that list items with a line in common, like the pages of a shop.
+class Documents:
+    """Pre-training documents: some of an item's lines in random order, then all of them in another.
 
-    On such a page what came before tells what comes next, so the model learns to read its context: the ability that a
-    large pre-trained model brings along. An item shows some of its lines, in random order.
+    What came first tells much of what follows, so the model learns to read its context: the ability that a large
+    pre-trained model brings along, and that soft tokens need, for they are context. Without the repetition two layers
+    learn no such thing in this time (docs/LOG.md, 2026-11-25).
     """
 
-    def __init__(self, texts: Sequence[str], seed: int, items_per_page: int = 8, lines_per_item: int = 3):
-        self.items = [[line for line in text.split("\n") if line] for text in texts]
+    def __init__(self, texts: Sequence[str], seed: int, first_lines: int = 3):
+        self.items = [[line for line in text.split("\n") if line] or [""] for text in texts]
         self.rng = random.Random(seed)
-        self.items_per_page, self.lines_per_item = items_per_page, lines_per_item
-        self.having: dict[str, list[int]] = {}
-        for row, lines in enumerate(self.items):
-            for line in lines:
-                self.having.setdefault(line, []).append(row)
+        self.first_lines = first_lines
 
-    def page(self) -> str:
-        """One page."""
-        rng = self.rng
-        topic = rng.choice(rng.choice(self.items) or [""])
-        rows = self.having.get(topic, [0])
-        shown = []
-        for row in rng.sample(rows, min(len(rows), rng.randint(1, self.items_per_page))):
-            lines = rng.sample(self.items[row], min(len(self.items[row]), self.lines_per_item))
-            shown.append("\n".join(dict.fromkeys([*lines[:-1], topic, *lines[-1:]]) if rng.random() < 0.5 else lines))
-        return "\n\n".join(shown)
+    def document(self) -> str:
+        """One document."""
+        lines = self.rng.choice(self.items)
+        some = self.rng.sample(lines, min(len(lines), self.first_lines))
+        return "\n".join([*some, *self.rng.sample(lines, len(lines))])
 
 
 def make_scratch(
@@ -78,7 +72,7 @@ def make_scratch(
     vocab: int,
     steps: int,
     seed: int,
-    batch: int = 16,
+    batch: int = 32,
     length: int = 128,
 ) -> dict[str, Any]:
     """Train tokenizer and LM, and save both as a transformers folder.
@@ -89,13 +83,13 @@ def make_scratch(
         arch: "qwen3" or "llama".
         hidden: D; layers, heads, ffn: the model's shape.
         vocab: tokens of the BPE.
-        steps: AdamW steps of `batch` rows of `length` tokens.
+        steps: AdamW steps of `batch` documents, each cut at `length` tokens.
         seed: of weights and batches.
 
     Returns:
         {"parameters", "vocab", "curve": [{"step", "loss"}]}, loss in nats per token.
     """
-    pages = Pages(texts, seed)
+    documents = Documents(texts, seed)
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(texts, vocab)
     config = AutoConfig.for_model(
@@ -115,17 +109,16 @@ def make_scratch(
     )
     model = AutoModelForCausalLM.from_config(config)
     end = tokenizer.eos_token_id
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=max(steps, 2), pct_start=0.1)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=max(steps, 2), pct_start=0.1)
     curve: list[dict[str, float]] = []
-    stream: list[int] = []
     for step in tqdm(range(steps), desc="pre-train", unit="step", disable=None):
-        while len(stream) < batch * (length + 1):
-            stream += [end, *tokenizer(pages.page(), add_special_tokens=False).input_ids]
-        rows = torch.from_numpy(np.array(stream[: batch * (length + 1)]).reshape(batch, -1))
-        del stream[: batch * (length + 1)]
-        logits = model(rows[:, :-1]).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        texts_of_batch = [documents.document() for _ in range(batch)]
+        encoded = tokenizer(texts_of_batch, add_special_tokens=False).input_ids
+        parts = [torch.tensor([end, *ids, end][: length + 1]) for ids in encoded]
+        rows = pad_sequence(parts, batch_first=True, padding_value=IGNORED)  # [batch, length + 1 at most]
+        logits = model(rows[:, :-1].clamp(min=0)).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=IGNORED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
