@@ -1,4 +1,4 @@
-"""The language model with what genrec adds to it: semantic-id rows, soft slots, a soft prompt, a profile, LoRA.
+"""The language model with what genrec adds to it: semantic-id rows, soft slots, a soft prompt, item scores, LoRA.
 
 The base is never resized while it trains. The rows of the new tokens are a parameter of their own, which the splice
 puts at their positions and the loss multiplies as output rows; so only L * C rows exist in the optimiser, and a frozen
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.adapters.profile import Profile
+from genrec.adapters.item_scores import ItemScores
 from genrec.decode import attention_mask
 from genrec.encoders.features import Features
 from genrec.errors import DataError
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
         codes: np.ndarray,
         known: np.ndarray,
         *,
-        profile: Profile | None = None,
+        item_scores: ItemScores | None = None,
         lora: dict[str, Any] | None = None,
         tune_base: bool = False,
         dropout: float = 0.0,
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
             features: modality -> features of all items, in catalogue order.
             codes: int32 [N, L] semantic ids.
             known: bool [N], items that training may name; an item it never names is no wrong answer there either.
-            profile: scores of all items from a history's mean features, which the codes' scores start from.
+            item_scores: what a history says of every item, which the codes' scores start from; None: nothing.
             lora: arguments of peft's LoraConfig; None: no LoRA.
             tune_base: train every weight of the base.
             dropout: on the input vectors while training.
@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         self.sid_out_rows = None if tied else nn.Parameter(torch.randn(rows, dim) * 0.02)
         self.soft_prompt = nn.Parameter(torch.randn(layout.soft_prompt, dim) * rms)
         self.adapter = adapter
-        self.profile = profile
+        self.item_scores = item_scores
         self.dropout = nn.Dropout(dropout)
         for name, feature in features.items():
             self.register_buffer(f"features_{name}", torch.from_numpy(feature.values), persistent=False)
@@ -227,17 +227,17 @@ class Backbone(nn.Module):
         return states
 
     def prior(self, histories: Sequence[np.ndarray]) -> Prior | None:
-        """What the profile says of every item after each history, pushed up the trie; None without a profile."""
-        return None if self.profile is None else self.trie.prior(self.profile(histories))
+        """What each history says of every item, pushed up the trie; None without item scores."""
+        return None if self.item_scores is None else self.trie.prior(self.item_scores(histories))
 
     def _prior_of_events(self, codes: Tensor, histories: Tensor) -> Prior | None:
-        """The profile before each event of a batch, over known items.
+        """The same before each event of a batch, over known items.
 
         Args:
             codes: int64 [M, L], the events' ids, histories side by side.
             histories: int64 [M], equal for neighbours of one history and different for the next.
         """
-        if self.profile is None or len(codes) == 0:
+        if self.item_scores is None or len(codes) == 0:
             return None
         state = torch.zeros_like(histories)
         for level, code in enumerate(codes.unbind(1)):
@@ -248,7 +248,7 @@ class Backbone(nn.Module):
         starts = torch.ones_like(at, dtype=torch.bool)
         starts[1:] = histories[1:] != histories[:-1]
         first = torch.where(starts, at, 0).cummax(0).values
-        return self.known_trie.prior(self.profile.of_events(items, first)[:, known])
+        return self.known_trie.prior(self.item_scores.of_events(items, first)[:, known])
 
     def token_losses(self, hidden: Tensor, labels: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats of every target; logits are computed at targets only.

@@ -141,6 +141,7 @@ class Backbone(Settings):
     soft_tokens: int = Field(1, ge=0, description="soft tokens per item, K (0: ids only)")
     soft_prompt: int = Field(4, ge=0, description="soft prompt tokens, P")
     profile: int = Field(128, ge=0, description="most values per item and modality of the content profile (0: none)")
+    neighbours: int = Field(0, ge=0, description="neighbours kept per item from the log's co-occurrences (0: none)")
     trust_remote_code: bool = Field(False, description="run the code inside the base's own repository")
 
 
@@ -191,7 +192,7 @@ class Evaluate(Settings):
         ["popularity", "markov", "itemknn", "sasrec"],
         description="fair simple rivals, trained in the same run",
     )
-    ablations: list[Literal["genrec-no-image", "genrec-no-soft", "genrec-no-profile"]] = Field(
+    ablations: list[Literal["genrec-no-image", "genrec-no-soft", "genrec-no-profile", "genrec-no-neighbours"]] = Field(
         [], description="the generator without a part, trained in the same run"
     )
     sasrec_epochs: int = Field(60, ge=1, description="most epochs of SASRec; it stops early on validation")

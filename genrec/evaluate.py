@@ -30,6 +30,7 @@ MODELS = (
     "genrec-no-image",
     "genrec-no-soft",
     "genrec-no-profile",
+    "genrec-no-neighbours",
 )
 GROUP_METRICS = ("recall@10", "ndcg@10")
 TABLE_METRICS = ("recall@10", "recall@50", "ndcg@10", "mrr", "cold_recall@10")

@@ -34,6 +34,9 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
         }
     ),
     "genrec-no-profile": lambda r: r.model_copy(update={"backbone": r.backbone.model_copy(update={"profile": 0})}),
+    "genrec-no-neighbours": lambda r: r.model_copy(
+        update={"backbone": r.backbone.model_copy(update={"neighbours": 0})}
+    ),
 }
 
 
@@ -347,7 +350,7 @@ class Run:
                 popularity=space.popularity,
                 soft_items=soft,
                 soft_prompt=prompt,
-                profile=backbone.profile,
+                item_scores=backbone.item_scores,
                 adapter_state=adapter,
                 adapter_settings={
                     **recipe.adapter.model_dump(),

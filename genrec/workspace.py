@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from genrec.adapters import build_adapter
+from genrec.adapters.item_scores import ItemScores
+from genrec.adapters.neighbours import Neighbours, neighbour_table
 from genrec.adapters.profile import Profile, content_keys
 from genrec.artefacts import read_manifest
 from genrec.backbone import Backbone
@@ -90,12 +92,15 @@ class Workspace:
         settings = self.recipe.adapter.model_dump(exclude={"kind"})
         return settings if self.recipe.adapter.kind == "qformer" else {k: settings[k] for k in ("width", "dropout")}
 
-    def profile(self) -> Profile | None:
-        """A fresh profile on the features; None where the recipe wants none or has no features for it."""
-        width = self.recipe.backbone.profile
-        if width == 0 or not self.features:
-            return None
-        return Profile(content_keys(self.features, ~self.split.cold, width))
+    def item_scores(self) -> ItemScores | None:
+        """Fresh item scores as the recipe wants them; None where it wants none or has no features for them."""
+        wanted, profile, neighbours = self.recipe.backbone, None, None
+        if wanted.profile and self.features:
+            profile = Profile(content_keys(self.features, ~self.split.cold, wanted.profile))
+        if wanted.neighbours:
+            n_items = len(self.catalogue.item_ids)
+            neighbours = Neighbours(*neighbour_table(self.split.train, n_items, wanted.neighbours))
+        return None if profile is None and neighbours is None else ItemScores(profile, neighbours)
 
     def backbone(self, *, tuned: bool, load_in: str | None = None) -> Backbone:
         """A fresh backbone with the aligned adapter in it where there is one.
@@ -125,7 +130,7 @@ class Workspace:
             self.features if adapter is not None else {},
             self.semantic_ids.codes,
             ~self.split.cold,
-            profile=self.profile() if tuned else None,
+            item_scores=self.item_scores() if tuned else None,
             lora=recipe.backbone.lora.model_dump() if tuned and recipe.backbone.tune == "lora" else None,
             tune_base=tuned and recipe.backbone.tune == "full",
             dropout=recipe.finetune.dropout if tuned else 0.0,

@@ -2,7 +2,7 @@
 
 manifest.json          layout of the vocabulary, versions, hash of the catalogue, settings
 model/                 merged weights with the semantic-id rows inside, and the tokenizer
-profile.safetensors    the profile's weights and keys, float32; absent without a profile
+item_scores.safetensors  what a history says of every item: weights, keys, neighbours; absent without
 soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
 adapter.safetensors    the adapter's weights and settings, for new items
 items/                 catalog.parquet, codes.npy int32 [N, L], popularity.npy int64 [N]
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genrec.adapters.profile import Profile
+from genrec.adapters.item_scores import ItemScores
 from genrec.artefacts import file_hash, read_manifest
 from genrec.catalog import Catalogue
 from genrec.errors import ArtefactError
@@ -46,7 +46,7 @@ class Export:
     popularity: np.ndarray  # int64 [N] training events per item
     items: Tensor  # [N, K, D] soft tokens
     prompt: Tensor  # [P, D] soft prompt
-    profile: Profile | None = None  # scores of all items from a history's content
+    item_scores: ItemScores | None = None  # what a history says of every item, before the model speaks
 
     @property
     def model_dir(self) -> Path:
@@ -104,11 +104,11 @@ class Export:
             soft = load_file(folder / "soft.safetensors")
             codes = np.load(folder / "items" / "codes.npy")
             popularity = np.load(folder / "items" / "popularity.npy")
-            profile = _load_profile(folder / "profile.safetensors") if result["profile"] else None
-        except (OSError, ValueError, EOFError, SafetensorError) as err:
+            item_scores = ItemScores.load(folder / "item_scores.safetensors") if result["item_scores"] else None
+        except (OSError, ValueError, EOFError, KeyError, RuntimeError, SafetensorError) as err:
             raise ArtefactError(
                 f"{folder}: expected soft.safetensors, items/codes.npy, items/popularity.npy and, where the manifest "
-                f"says so, profile.safetensors; found one missing or broken ({err}); export the run again"
+                f"says so, item_scores.safetensors; found one missing or broken ({err}); export the run again"
             ) from err
         if len(codes) != len(catalogue.item_ids) or len(codes) != len(soft["items"]):
             raise ArtefactError(
@@ -124,16 +124,8 @@ class Export:
             popularity=popularity,
             items=soft["items"],
             prompt=soft["prompt"],
-            profile=profile,
+            item_scores=item_scores,
         )
-
-
-def _load_profile(path: Path) -> Profile:
-    state = load_file(path)
-    keys = {name.removeprefix("keys_"): state.pop(name) for name in list(state) if name.startswith("keys_")}
-    profile = Profile(keys)
-    profile.load_state_dict(state)
-    return profile.eval().requires_grad_(False)
 
 
 def write_export(
@@ -147,7 +139,7 @@ def write_export(
     popularity: np.ndarray,
     soft_items: Tensor,
     soft_prompt: Tensor,
-    profile: Profile | None,
+    item_scores: ItemScores | None,
     adapter_state: dict[str, Tensor],
     adapter_settings: dict[str, Any],
     card: str,
@@ -163,7 +155,7 @@ def write_export(
         codes: int32 [N, L].
         popularity: int64 [N] training events.
         soft_items: [N, K, D]; soft_prompt: [P, D].
-        profile: scores of all items from a history's content, if there is one.
+        item_scores: what a history says of every item, if anything.
         adapter_state: the adapter's weights.
         adapter_settings: what is needed to build the adapter again (JSON-able).
         card: the model card in Markdown.
@@ -177,9 +169,8 @@ def write_export(
         folder / "soft.safetensors",
     )
     save_file({k: v.detach().contiguous() for k, v in adapter_state.items()}, folder / "adapter.safetensors")
-    if profile is not None:
-        state = {**profile.state_dict(), **{f"keys_{name}": profile.keys(name) for name in profile.names}}
-        save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, folder / "profile.safetensors")
+    if item_scores is not None:
+        item_scores.float().save(folder / "item_scores.safetensors")
     (folder / "items").mkdir()
     catalogue.save(folder / "items")
     np.save(folder / "items" / "codes.npy", codes)
@@ -190,6 +181,6 @@ def write_export(
         "layout": dataclasses.asdict(layout),
         "catalogue_sha256": file_hash(folder / "items" / "catalog.parquet"),
         "adapter": adapter_settings,
-        "profile": profile is not None,
+        "item_scores": item_scores is not None,
         "soft_dtype": str(soft_items.dtype).removeprefix("torch."),
     }

@@ -49,7 +49,7 @@ class TorchEngine:
             export, items=export.items.to(self.device), prompt=export.prompt.to(self.device)
         )
         self.trie = Trie.build(torch.from_numpy(export.codes), export.layout.n_codes, self.device)
-        self.profile = None if export.profile is None else export.profile.to(self.device)
+        self.item_scores = None if export.item_scores is None else export.item_scores.to(self.device)
 
     def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
         """Best items first, at most `k`, fewer only where fewer are allowed.
@@ -80,7 +80,9 @@ class TorchEngine:
         for batch in _batches([len(p.input_ids) for p in prompts], widths, steps):
             embeds, lengths = self._embed([prompts[i] for i in batch])
             allowed = self.trie.filter(torch.from_numpy(np.stack([bitmaps[i] for i in batch])))
-            prior = None if self.profile is None else self.trie.prior(self.profile([histories[i] for i in batch]))
+            prior = None
+            if self.item_scores is not None:
+                prior = self.trie.prior(self.item_scores([histories[i] for i in batch]))
             ranked = beam_search(self.model, embeds, lengths, self.trie, widths[batch[0]], allowed, prior)
             for i, items, scores in zip(batch, ranked.items.tolist(), ranked.scores.tolist(), strict=True):
                 legal = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
@@ -107,7 +109,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Free the weights; the engine cannot answer any more. Calling it again does nothing."""
-        for name in ("model", "trie", "profile", "_splicer"):
+        for name in ("model", "trie", "item_scores", "_splicer"):
             self.__dict__.pop(name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -205,8 +205,8 @@ class VllmEngine:
             return []
         trie, layout = self._trie, self._export.layout
         allowed = trie.filter(torch.from_numpy(search.allowed)[None])
-        profile = self._export.profile
-        prior = None if profile is None else trie.prior(profile([search.history]))
+        scores_of = self._export.item_scores
+        prior = None if scores_of is None else trie.prior(scores_of([search.history]))
         prompt = self._export.splice(search.prompt, self._embedding)  # [T, D]
         state = torch.full((1, 1), trie.root)  # [1, W]
         suffix = self._embedding[:0].expand(1, 0, -1)  # [W, level, D]

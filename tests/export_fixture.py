@@ -12,6 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from genrec.adapters.item_scores import ItemScores
+from genrec.adapters.neighbours import Neighbours, neighbour_table
 from genrec.adapters.profile import Profile
 from genrec.artefacts import run_stage
 from genrec.catalog import Catalogue
@@ -58,14 +60,15 @@ def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BEGIN, eos_token=END, pad_token=END)
 
 
-def _profile(n_items: int) -> Profile:
-    """Random keys, one item in seven without a picture, and a gate that reads its signs."""
+def _item_scores(n_items: int, rng: np.random.Generator) -> ItemScores:
+    """Random keys, one item in seven without a picture, a gate that reads its signs, and neighbours of a random log."""
     keys = {m: F.normalize(torch.randn(n_items, width), dim=1) for m, width in (("text", 12), ("image", 20))}
     keys["image"][::7] = 0
-    profile = Profile(keys)
-    for weight in profile.parameters():
+    log = [rng.choice(n_items, 6) for _ in range(n_items)]
+    scores = ItemScores(Profile(keys), Neighbours(*neighbour_table(log, n_items, 10)))
+    for weight in scores.parameters():
         weight.data += torch.randn_like(weight) * 0.1
-    return profile
+    return scores
 
 
 def make_export(folder: Path, *, arch: str = "qwen3", n_items: int = 60, seed: int = 0) -> Path:
@@ -129,7 +132,7 @@ def make_export(folder: Path, *, arch: str = "qwen3", n_items: int = 60, seed: i
             popularity=rng.integers(0, 50, n_items),
             soft_items=torch.randn(n_items, SOFT_TOKENS, 64) * 0.1,
             soft_prompt=torch.randn(SOFT_PROMPT, 64) * 0.1,
-            profile=_profile(n_items),
+            item_scores=_item_scores(n_items, rng),
             adapter_state={"weight": torch.zeros(1)},
             adapter_settings={"kind": "linear"},
             card="# A tiny random export\n",

@@ -1,0 +1,114 @@
+"""Neighbours: what others took beside what this user took, as a score for every item of the catalogue.
+
+Item-to-item counts are the strongest simple signal of sparse logs, and a small generator cannot hold them all in its
+weights. Here they are a table. Trained on counts that hold the very event to be predicted, a model would trust them far
+too much; so in training the user's own events are left out of the counts, pair by pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SHRINKAGE = 1.0  # added to the cosine's denominator, so that pairs of rare items count less
+SCALE = 50.0  # a cosine of 1 / SCALE is where the score's logarithm bends, at first
+
+
+def neighbour_table(histories: Sequence[np.ndarray], n_items: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The items most often taken by the same users, per item.
+
+    Args:
+        histories: int32 catalogue rows, one array per user.
+        n_items: N.
+        most: neighbours kept per item, the highest cosines.
+
+    Returns:
+        columns int64 [N, k], N where an item has fewer; users that took both, float32 [N, k]; and what they are divided
+        by, float32 [N, k]: ``sqrt(users(i) * users(j)) + SHRINKAGE``.
+    """
+    users = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    items = np.concatenate([np.empty(0, np.int64), *histories]).astype(np.int64)
+    taken = sparse.csr_matrix((np.ones(len(items), np.float32), (users, items)), (len(histories), n_items))
+    taken.data[:] = 1  # duplicates were summed
+    both = (taken.T @ taken).tocsr()
+    both.sort_indices()
+    of = both.diagonal()
+    kept = min(most, max(1, int(both.getnnz(1).max(initial=1))))
+    columns = np.full((n_items, kept), n_items, np.int64)
+    counts = np.zeros((n_items, kept), np.float32)
+    norms = np.ones((n_items, kept), np.float32)
+    for item in range(n_items):
+        span = slice(both.indptr[item], both.indptr[item + 1])
+        others, count = both.indices[span], both.data[span]
+        apart = others != item
+        others, count = others[apart], count[apart]
+        norm = np.sqrt(of[item] * of[others]) + SHRINKAGE
+        best = np.argsort(-count / norm, kind="stable")[:kept]
+        columns[item, : len(best)] = others[best]
+        counts[item, : len(best)] = count[best]
+        norms[item, : len(best)] = norm[best]
+    return torch.from_numpy(columns), torch.from_numpy(counts), torch.from_numpy(norms)
+
+
+class Neighbours(nn.Module):
+    """Scores of all items from a table of neighbours.
+
+    ``score(i) = weight * log(1 + scale * sum over the history of decay ** age * cosine(item, i))``, where the newest
+    event has age 0; weight, scale and decay are learned.
+    """
+
+    def __init__(self, columns: Tensor, counts: Tensor, norms: Tensor):
+        """Arguments as `neighbour_table` returns them."""
+        super().__init__()
+        self.register_buffer("columns", columns, persistent=False)
+        self.register_buffer("counts", counts, persistent=False)
+        self.register_buffer("norms", norms, persistent=False)
+        self.weight = nn.Parameter(torch.tensor(0.5413))  # softplus makes it 1
+        self.log_scale = nn.Parameter(torch.tensor(float(np.log(SCALE))))
+        self.keep = nn.Parameter(torch.tensor(1.4))  # sigmoid makes it a decay of 0.8
+
+    def tables(self) -> dict[str, Tensor]:
+        """The constructor's arguments."""
+        return {name: self.get_buffer(name) for name in ("columns", "counts", "norms")}
+
+    def forward(self, histories: Sequence[np.ndarray] | Sequence[Sequence[int]]) -> Tensor:
+        """B histories of catalogue rows, oldest first -> float32 [B, N], 0 where no neighbour leads."""
+        device = self.keep.device
+        sizes = torch.tensor([len(history) for history in histories], device=device)
+        flat = np.concatenate([np.empty(0, np.int64), *(np.asarray(history, np.int64) for history in histories)])
+        ends = sizes.cumsum(0)
+        owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
+        age = ends[owner] - 1 - torch.arange(len(flat), device=device)
+        return self._scores(torch.from_numpy(flat).to(device), owner, age, len(sizes), None)
+
+    def of_events(self, items: Tensor, first: Tensor) -> Tensor:
+        """Scores before each event, from earlier events of its history; its user is left out of the counts.
+
+        Arguments and result as for `genrec.adapters.profile.Profile.of_events`.
+        """
+        at = torch.arange(len(items), device=items.device)
+        sizes = at - first
+        owner = torch.repeat_interleave(at, sizes)
+        begin = sizes.cumsum(0) - sizes
+        place = torch.arange(len(owner), device=items.device) - begin[owner] + first[owner]
+        own = torch.zeros(len(items), len(self.get_buffer("columns")) + 1, dtype=torch.bool, device=items.device)
+        own[first, items] = True  # at the row of a history's first event: everything it holds
+        return self._scores(items[place], owner, owner - 1 - place, len(items), own[first[owner]])
+
+    def _scores(self, items: Tensor, owner: Tensor, age: Tensor, n_rows: int, own: Tensor | None) -> Tensor:
+        """items, owner, age int64 [H], own bool [H, N + 1] or None -> [n_rows, N]."""
+        columns, counts = self.get_buffer("columns")[items], self.get_buffer("counts")[items]  # [H, k]
+        if own is not None:
+            counts = counts - own.gather(1, columns).to(counts.dtype)
+        fades = torch.sigmoid(self.keep) ** age.to(counts.dtype)
+        values = fades[:, None] * counts.clamp(min=0) / self.get_buffer("norms")[items]
+        width = len(self.get_buffer("columns")) + 1
+        total = values.new_zeros(n_rows * width)
+        total = total.index_add(0, (owner[:, None] * width + columns).flatten(), values.flatten())
+        total = total.view(n_rows, width)[:, :-1]
+        return F.softplus(self.weight) * torch.log1p(self.log_scale.exp() * total)

@@ -1,0 +1,71 @@
+"""The table of neighbours against brute force, and that training leaves the user's own events out of it."""
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.adapters.item_scores import ItemScores
+from genrec.adapters.neighbours import SHRINKAGE, Neighbours, neighbour_table
+from tests.oracles import neighbour_scores
+
+N = 25
+LOG = [np.random.default_rng(7).integers(0, N - 2, size) for size in (3, 8, 1, 5, 6, 9, 4, 7, 2, 6)]
+
+
+def brute(log: list[np.ndarray], i: int, j: int) -> tuple[int, float]:
+    """Users that took both, and what they are divided by."""
+    took = [set(history.tolist()) for history in log]
+    of = [sum(item in one for one in took) for item in (i, j)]
+    return sum({i, j} <= one for one in took), float(np.sqrt(of[0] * of[1]) + SHRINKAGE)
+
+
+def test_the_table_holds_the_best_neighbours() -> None:
+    columns, counts, norms = (table.numpy() for table in neighbour_table(LOG, N, 4))
+    assert columns.shape == (N, 4)
+    for item in range(N):
+        pairs = {j: brute(LOG, item, j) for j in range(N) if j != item}
+        cosines = sorted((both / norm for both, norm in pairs.values() if both), reverse=True)[:4]
+        found = [(int(j), c, n) for j, c, n in zip(columns[item], counts[item], norms[item], strict=True) if j < N]
+        np.testing.assert_allclose([c / n for _, c, n in found], cosines, rtol=1e-6)
+        for j, count, norm in found:
+            assert pairs[j] == (count, pytest.approx(norm))
+
+
+def test_scores_are_the_oracles() -> None:
+    neighbours = Neighbours(*neighbour_table(LOG, N, N))
+    histories = [[], [3], [5, 3, 3, 9], [N - 1, 2]]  # the last item was never taken
+    found = neighbours([np.array(history, np.int32) for history in histories]).detach().numpy()
+    for row, history in zip(found, histories, strict=True):
+        np.testing.assert_allclose(row, neighbour_scores(neighbours, history), atol=1e-5)
+    assert (found[0] == 0).all()
+    assert found[2].max() > 0
+
+
+def test_training_sees_the_counts_of_the_other_users_alone() -> None:
+    log = [np.unique(history) for history in LOG]
+    neighbours = Neighbours(*neighbour_table(log, N, N))
+    user = 5
+    history = log[user]
+    found = neighbours.of_events(torch.from_numpy(history), torch.zeros(len(history), dtype=torch.int64))
+    columns, _, norms = neighbour_table(log, N, N)
+    others = [one for row, one in enumerate(log) if row != user]
+    counts = torch.zeros(columns.shape)
+    for item in range(N):
+        for place, column in enumerate(columns[item].tolist()):
+            counts[item, place] = 0 if column == N else brute(others, item, column)[0]
+    # only what the user took is corrected; for all else the counts were those of others anyway
+    without = Neighbours(columns, counts, norms)
+    for end in range(len(history)):
+        np.testing.assert_allclose(
+            found[end].detach().numpy(), neighbour_scores(without, history[:end].tolist()), atol=1e-5
+        )
+    leaked = neighbours([history[:-1]])[0, history[-1]]
+    assert found[-1, history[-1]] < leaked
+
+
+def test_saved_scores_come_back(tmp_path) -> None:
+    scores = ItemScores(None, Neighbours(*neighbour_table(LOG, N, 3)))
+    scores.save(tmp_path / "item_scores.safetensors")
+    again = ItemScores.load(tmp_path / "item_scores.safetensors")
+    assert again.profile is None
+    assert torch.equal(again([[3, 4]]), scores([[3, 4]]))
