@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-SHRINKAGE = 1.0  # added to the cosine's denominator, so that pairs of rare items count less
-SCALE = 50.0  # a cosine of 1 / SCALE is where the score's logarithm bends, at first
+SHRINKAGE = 10.0  # first value; added to the cosine's denominator, so that pairs of rare items count less
+SCALE = 50.0  # first value; the score's logarithm bends where the summed cosines reach 1 / SCALE
+DECAY = 0.8  # first value
+STRETCH = 10.0  # the four numbers are stored divided by it: steps that suit matrices would hardly move them
 
 
 def neighbour_table(histories: Sequence[np.ndarray], n_items: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,8 +29,8 @@ def neighbour_table(histories: Sequence[np.ndarray], n_items: int, most: int) ->
         most: neighbours kept per item, the highest cosines.
 
     Returns:
-        columns int64 [N, k], N where an item has fewer; users that took both, float32 [N, k]; and what they are divided
-        by, float32 [N, k]: ``sqrt(users(i) * users(j)) + SHRINKAGE``.
+        columns int64 [N, k], N where an item has fewer; users that took both, float32 [N, k]; and, float32 [N, k],
+        ``sqrt(users(i) * users(j))``.
     """
     users = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
     items = np.concatenate([np.empty(0, np.int64), *histories]).astype(np.int64)
@@ -47,8 +48,8 @@ def neighbour_table(histories: Sequence[np.ndarray], n_items: int, most: int) ->
         others, count = both.indices[span], both.data[span]
         apart = others != item
         others, count = others[apart], count[apart]
-        norm = np.sqrt(of[item] * of[others]) + SHRINKAGE
-        best = np.argsort(-count / norm, kind="stable")[:kept]
+        norm = np.sqrt(of[item] * of[others])
+        best = np.argsort(-count / (norm + SHRINKAGE), kind="stable")[:kept]
         columns[item, : len(best)] = others[best]
         counts[item, : len(best)] = count[best]
         norms[item, : len(best)] = norm[best]
@@ -58,8 +59,8 @@ def neighbour_table(histories: Sequence[np.ndarray], n_items: int, most: int) ->
 class Neighbours(nn.Module):
     """Scores of all items from a table of neighbours.
 
-    ``score(i) = weight * log(1 + scale * sum over the history of decay ** age * cosine(item, i))``, where the newest
-    event has age 0; weight, scale and decay are learned.
+    ``score(i) = weight * log(1 + scale * sum over the history of decay ** age * both / (norm + shrinkage))``, where the
+    newest event has age 0; weight, scale, decay and shrinkage are learned.
     """
 
     def __init__(self, columns: Tensor, counts: Tensor, norms: Tensor):
@@ -68,9 +69,23 @@ class Neighbours(nn.Module):
         self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("counts", counts, persistent=False)
         self.register_buffer("norms", norms, persistent=False)
-        self.weight = nn.Parameter(torch.tensor(0.5413))  # softplus makes it 1
-        self.log_scale = nn.Parameter(torch.tensor(float(np.log(SCALE))))
-        self.keep = nn.Parameter(torch.tensor(1.4))  # sigmoid makes it a decay of 0.8
+        for name, value in (
+            ("log_weight", 0.0),
+            ("log_scale", np.log(SCALE)),
+            ("log_shrinkage", np.log(SHRINKAGE)),
+            ("logit_decay", np.log(DECAY / (1 - DECAY))),
+        ):
+            setattr(self, name, nn.Parameter(torch.tensor(float(value) / STRETCH)))
+
+    def learned(self) -> dict[str, Tensor]:
+        """Weight, scale, shrinkage and decay, as scalars."""
+        raw = {name: STRETCH * value for name, value in self.named_parameters()}
+        return {
+            "weight": raw["log_weight"].exp(),
+            "scale": raw["log_scale"].exp(),
+            "shrinkage": raw["log_shrinkage"].exp(),
+            "decay": raw["logit_decay"].sigmoid(),
+        }
 
     def tables(self) -> dict[str, Tensor]:
         """The constructor's arguments."""
@@ -78,7 +93,7 @@ class Neighbours(nn.Module):
 
     def forward(self, histories: Sequence[np.ndarray] | Sequence[Sequence[int]]) -> Tensor:
         """B histories of catalogue rows, oldest first -> float32 [B, N], 0 where no neighbour leads."""
-        device = self.keep.device
+        device = self.get_buffer("columns").device
         sizes = torch.tensor([len(history) for history in histories], device=device)
         flat = np.concatenate([np.empty(0, np.int64), *(np.asarray(history, np.int64) for history in histories)])
         ends = sizes.cumsum(0)
@@ -105,10 +120,11 @@ class Neighbours(nn.Module):
         columns, counts = self.get_buffer("columns")[items], self.get_buffer("counts")[items]  # [H, k]
         if own is not None:
             counts = counts - own.gather(1, columns).to(counts.dtype)
-        fades = torch.sigmoid(self.keep) ** age.to(counts.dtype)
-        values = fades[:, None] * counts.clamp(min=0) / self.get_buffer("norms")[items]
+        learned = self.learned()
+        fades = learned["decay"] ** age.to(counts.dtype)
+        values = fades[:, None] * counts.clamp(min=0) / (self.get_buffer("norms")[items] + learned["shrinkage"])
         width = len(self.get_buffer("columns")) + 1
         total = values.new_zeros(n_rows * width)
         total = total.index_add(0, (owner[:, None] * width + columns).flatten(), values.flatten())
         total = total.view(n_rows, width)[:, :-1]
-        return F.softplus(self.weight) * torch.log1p(self.log_scale.exp() * total)
+        return learned["weight"] * torch.log1p(learned["scale"] * total)

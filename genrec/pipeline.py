@@ -25,14 +25,24 @@ CATALOGUE_SETTINGS = {"item_columns", "max_bad_share", "max_text_chars", "max_pi
 LOG_SETTINGS = {
     *("interaction_columns", "max_bad_share", "split", "cold_share", "test_share", "max_history", "max_users"),
 }
+
+
+def _without_soft_tokens(recipe: Recipe) -> Recipe:
+    """Item features reach nothing but the ids; as many histories per step as with soft tokens, so as many steps."""
+    levels, soft = recipe.semantic_ids.levels, recipe.backbone.soft_tokens
+    pack = max(16, round(recipe.finetune.pack_tokens * levels / (levels + soft)))
+    return recipe.model_copy(
+        update={
+            "backbone": recipe.backbone.model_copy(update={"soft_tokens": 0, "profile": 0}),
+            "align": recipe.align.model_copy(update={"steps": 0}),
+            "finetune": recipe.finetune.model_copy(update={"pack_tokens": pack}),
+        }
+    )
+
+
 VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
     "genrec-no-image": lambda r: r.model_copy(update={"encode": r.encode.model_copy(update={"image": None})}),
-    "genrec-no-soft": lambda r: r.model_copy(
-        update={
-            "backbone": r.backbone.model_copy(update={"soft_tokens": 0, "profile": 0}),
-            "align": r.align.model_copy(update={"steps": 0}),
-        }
-    ),
+    "genrec-no-soft": _without_soft_tokens,
     "genrec-no-profile": lambda r: r.model_copy(update={"backbone": r.backbone.model_copy(update={"profile": 0})}),
     "genrec-no-neighbours": lambda r: r.model_copy(
         update={"backbone": r.backbone.model_copy(update={"neighbours": 0})}

@@ -46,12 +46,12 @@ def profile_scores(profile, history: list[int]) -> np.ndarray:
 def neighbour_scores(neighbours, history: list[int]) -> np.ndarray:
     """Scores [N] of a `genrec.adapters.neighbours.Neighbours`, pair by pair, in float64."""
     columns, counts, norms = (table.numpy() for table in neighbours.tables().values())
-    weight, log_scale, keep = (p.item() for p in (neighbours.weight, neighbours.log_scale, neighbours.keep))
+    learned = {name: value.item() for name, value in neighbours.learned().items()}
     total = np.zeros(len(columns) + 1)
     for age, item in enumerate(reversed(history)):
         for column, count, norm in zip(columns[item], counts[item], norms[item], strict=True):
-            total[column] += (1 / (1 + np.exp(-keep))) ** age * count / norm
-    return np.log1p(np.exp(weight)) * np.log1p(np.exp(log_scale) * total[:-1])
+            total[column] += learned["decay"] ** age * count / (norm + learned["shrinkage"])
+    return learned["weight"] * np.log1p(learned["scale"] * total[:-1])
 
 
 def code_weights(scores: np.ndarray, codes: np.ndarray, prefix: list[int], n_codes: int) -> np.ndarray:

@@ -13,10 +13,10 @@ LOG = [np.random.default_rng(7).integers(0, N - 2, size) for size in (3, 8, 1, 5
 
 
 def brute(log: list[np.ndarray], i: int, j: int) -> tuple[int, float]:
-    """Users that took both, and what they are divided by."""
+    """Users that took both, and the root of the product of those that took each."""
     took = [set(history.tolist()) for history in log]
     of = [sum(item in one for one in took) for item in (i, j)]
-    return sum({i, j} <= one for one in took), float(np.sqrt(of[0] * of[1]) + SHRINKAGE)
+    return sum({i, j} <= one for one in took), float(np.sqrt(of[0] * of[1]))
 
 
 def test_the_table_holds_the_best_neighbours() -> None:
@@ -24,9 +24,9 @@ def test_the_table_holds_the_best_neighbours() -> None:
     assert columns.shape == (N, 4)
     for item in range(N):
         pairs = {j: brute(LOG, item, j) for j in range(N) if j != item}
-        cosines = sorted((both / norm for both, norm in pairs.values() if both), reverse=True)[:4]
+        cosines = sorted((b / (norm + SHRINKAGE) for b, norm in pairs.values() if b), reverse=True)[:4]
         found = [(int(j), c, n) for j, c, n in zip(columns[item], counts[item], norms[item], strict=True) if j < N]
-        np.testing.assert_allclose([c / n for _, c, n in found], cosines, rtol=1e-6)
+        np.testing.assert_allclose([c / (n + SHRINKAGE) for _, c, n in found], cosines, rtol=1e-6)
         for j, count, norm in found:
             assert pairs[j] == (count, pytest.approx(norm))
 
@@ -69,3 +69,10 @@ def test_saved_scores_come_back(tmp_path) -> None:
     again = ItemScores.load(tmp_path / "item_scores.safetensors")
     assert again.profile is None
     assert torch.equal(again([[3, 4]]), scores([[3, 4]]))
+
+
+def test_first_values_are_those_that_the_constants_say() -> None:
+    learned = Neighbours(*neighbour_table(LOG, N, 3)).learned()
+    assert {name: round(value.item(), 4) for name, value in learned.items()} == {
+        "weight": 1.0, "scale": 50.0, "shrinkage": 10.0, "decay": 0.8,
+    }  # fmt: skip
