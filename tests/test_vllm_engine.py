@@ -21,7 +21,7 @@ from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.vllm_engine import VllmEngine, input_embedding
 from tests.export_fixture import CODES, LEVELS, make_export
-from tests.oracles import trie_log_softmax
+from tests.oracles import code_weights, neighbour_scores, profile_scores, trie_log_softmax
 
 pytest.importorskip("vllm", reason="needs the extra cpu or gpu")
 pytestmark = pytest.mark.vllm
@@ -69,10 +69,14 @@ def all_scores(export: Export, model, rows: list[int]) -> np.ndarray:
     tokens = torch.from_numpy(export.layout.sid_tokens(export.codes))  # [N, L]
     sequences = torch.cat([prompt.expand(len(tokens), -1, -1), embedding[tokens[:, :-1]]], 1)
     logits = model(inputs_embeds=sequences).logits[:, -LEVELS:]  # [N, L, V]
+    assert export.item_scores is not None
+    prior = profile_scores(export.item_scores.profile, rows) + neighbour_scores(export.item_scores.neighbours, rows)
     scores = torch.zeros(len(tokens))
     for level in range(LEVELS):
         first = export.layout.sid_start + level * CODES
-        logp = trie_log_softmax(logits[:, level, first : first + CODES], export.codes, level)
+        weights = np.array([code_weights(prior, export.codes, one[:level].tolist(), CODES) for one in export.codes])
+        of_level = logits[:, level, first : first + CODES] + torch.from_numpy(weights).float()
+        logp = trie_log_softmax(of_level, export.codes, level)
         scores += logp.gather(1, tokens[:, level, None] - first)[:, 0]
     return scores.numpy()
 
