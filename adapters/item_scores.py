@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from genrec.adapters.histories import Histories
 from genrec.adapters.neighbours import Neighbours
 from genrec.adapters.profile import Profile
 
@@ -25,16 +24,17 @@ class ItemScores(nn.Module):
         self.profile = profile
         self.neighbours = neighbours
 
-    def _parts(self) -> list[Profile | Neighbours]:
-        return [part for part in (self.profile, self.neighbours) if part is not None]
+    def _sum(self, scores: Callable[[Profile | Neighbours], Tensor]) -> Tensor:
+        first, *others = (scores(part) for part in (self.profile, self.neighbours) if part is not None)
+        return sum(others, first)
 
-    def forward(self, histories: Sequence[np.ndarray] | Sequence[Sequence[int]]) -> Tensor:
+    def forward(self, histories: Histories) -> Tensor:
         """B histories of catalogue rows, oldest first -> float32 [B, N], nats up to a constant per row."""
-        return torch.stack([part(histories) for part in self._parts()]).sum(0)
+        return self._sum(lambda part: part(histories))
 
     def of_events(self, items: Tensor, first: Tensor) -> Tensor:
         """Scores [M, N] before each event; arguments as for `genrec.adapters.profile.Profile.of_events`."""
-        return torch.stack([part.of_events(items, first) for part in self._parts()]).sum(0)
+        return self._sum(lambda part: part.of_events(items, first))
 
     def save(self, path: Path) -> None:
         """Write weights and frozen arrays as float32 and int64."""

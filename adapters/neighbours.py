@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor, nn
+
+from genrec.adapters.histories import Histories, side_by_side
+from genrec.cooccurrence import users_in_common
 
 SHRINKAGE = 10.0  # first value; added to the cosine's denominator, so that pairs of rare items count less
 SCALE = 50.0  # first value; the score's logarithm bends where the summed cosines reach 1 / SCALE
@@ -32,12 +34,7 @@ def neighbour_table(histories: Sequence[np.ndarray], n_items: int, most: int) ->
         columns int64 [N, k], N where an item has fewer; users that took both, float32 [N, k]; and, float32 [N, k],
         ``sqrt(users(i) * users(j))``.
     """
-    users = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-    items = np.concatenate([np.empty(0, np.int64), *histories]).astype(np.int64)
-    taken = sparse.csr_matrix((np.ones(len(items), np.float32), (users, items)), (len(histories), n_items))
-    taken.data[:] = 1  # duplicates were summed
-    both = (taken.T @ taken).tocsr()
-    both.sort_indices()
+    both = users_in_common(histories, n_items)
     of = both.diagonal()
     kept = min(most, max(1, int(both.getnnz(1).max(initial=1))))
     columns = np.full((n_items, kept), n_items, np.int64)
@@ -91,15 +88,11 @@ class Neighbours(nn.Module):
         """The constructor's arguments."""
         return {name: self.get_buffer(name) for name in ("columns", "counts", "norms")}
 
-    def forward(self, histories: Sequence[np.ndarray] | Sequence[Sequence[int]]) -> Tensor:
+    def forward(self, histories: Histories) -> Tensor:
         """B histories of catalogue rows, oldest first -> float32 [B, N], 0 where no neighbour leads."""
-        device = self.get_buffer("columns").device
-        sizes = torch.tensor([len(history) for history in histories], device=device)
-        flat = np.concatenate([np.empty(0, np.int64), *(np.asarray(history, np.int64) for history in histories)])
-        ends = sizes.cumsum(0)
-        owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
-        age = ends[owner] - 1 - torch.arange(len(flat), device=device)
-        return self._scores(torch.from_numpy(flat).to(device), owner, age, len(sizes), None)
+        items, owner, sizes = side_by_side(histories, self.get_buffer("columns").device)
+        age = sizes.cumsum(0)[owner] - 1 - torch.arange(len(items), device=items.device)
+        return self._scores(items, owner, age, len(sizes), None)
 
     def of_events(self, items: Tensor, first: Tensor) -> Tensor:
         """Scores before each event, from earlier events of its history; its user is left out of the counts.

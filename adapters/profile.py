@@ -10,13 +10,12 @@ generated ids (Yang et al. 2024, arXiv:2411.18814).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.adapters.histories import Histories, side_by_side
 from genrec.encoders.features import Features
 
 HIDDEN = 32  # width of the gate's inner layer
@@ -81,7 +80,7 @@ class Profile(nn.Module):
         """float32 [N, E_m]."""
         return self.get_buffer(f"keys_{name}")
 
-    def forward(self, histories: Sequence[np.ndarray] | Sequence[Sequence[int]]) -> Tensor:
+    def forward(self, histories: Histories) -> Tensor:
         """Scores for whole histories.
 
         Args:
@@ -90,11 +89,7 @@ class Profile(nn.Module):
         Returns:
             float32 [B, N], nats up to a constant per row; all zero for an empty history.
         """
-        device = self.keys(self.names[0]).device
-        sizes = torch.tensor([len(history) for history in histories], device=device)
-        owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
-        flat = np.concatenate([np.asarray(history, np.int64) for history in histories] or [np.empty(0, np.int64)])
-        items = torch.from_numpy(flat).to(device)
+        items, owner, sizes = side_by_side(histories, self.keys(self.names[0]).device)
         sums, counts = {}, {}
         for name in self.names:
             keys = self.keys(name)[items]
@@ -132,8 +127,8 @@ class Profile(nn.Module):
         lengths = torch.stack([means[m].norm(dim=1) for m in self.names], 1)  # [B, modalities]
         signs = torch.cat([SHARPNESS * lengths, events.clamp(min=1).log().to(lengths)[:, None]], 1)
         gates = SHARPNESS * F.softplus(self.gate(signs))
-        total = 0
-        for column, name in enumerate(self.names):
-            total = total + gates[:, column, None] * (means[name] @ self.maps[name] @ self.keys(name).T)
-        assert isinstance(total, Tensor)
-        return total
+        first, *others = (
+            gates[:, column, None] * (means[name] @ self.maps[name] @ self.keys(name).T)
+            for column, name in enumerate(self.names)
+        )
+        return sum(others, first)

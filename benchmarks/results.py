@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def finish(
         "machine": machine(),
         "seeds": seeds,
         "seconds": round(seconds),
-        "peak_rss_mb": round(peak_rss_mb()),
+        "peak_rss_mb": round(max(peak_rss_mb(), peak_rss_mb(resource.RUSAGE_CHILDREN))),
         "checks": [asdict(check) for check in checks],
         "tables": tables,
     }

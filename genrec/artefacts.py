@@ -90,9 +90,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def peak_rss_mb() -> float:
-    """Peak resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_rss_mb(who: int = resource.RUSAGE_SELF) -> float:
+    """Peak resident memory so far of this process, or of the largest of its children that ended, in MB."""
+    return resource.getrusage(who).ru_maxrss / 1024
 
 
 def git_commit() -> str | None:

@@ -230,20 +230,17 @@ class Backbone(nn.Module):
         """What each history says of every item, pushed up the trie; None without item scores."""
         return None if self.item_scores is None else self.trie.prior(self.item_scores(histories))
 
-    def _prior_of_events(self, codes: Tensor, histories: Tensor) -> Prior | None:
+    def _prior_of_events(self, ends: Tensor, histories: Tensor) -> Prior | None:
         """The same before each event of a batch, over known items.
 
         Args:
-            codes: int64 [M, L], the events' ids, histories side by side.
+            ends: int64 [M], where the events' ids end in the trie of known items, histories side by side.
             histories: int64 [M], equal for neighbours of one history and different for the next.
         """
-        if self.item_scores is None or len(codes) == 0:
+        if self.item_scores is None:
             return None
-        state = torch.zeros_like(histories)
-        for level, code in enumerate(codes.unbind(1)):
-            state = self.known_trie.step(state, code, level)
         known = self.get_buffer("known").nonzero()[:, 0]
-        items = known[self.known_trie.item(state).clamp(min=0)]
+        items = known[self.known_trie.item(ends).clamp(min=0)]
         at = torch.arange(len(items), device=items.device)
         starts = torch.ones_like(at, dtype=torch.bool)
         starts[1:] = histories[1:] != histories[:-1]
@@ -274,17 +271,18 @@ class Backbone(nn.Module):
         if len(events):
             offsets = torch.arange(layout.levels, device=shifted.device)
             codes = shifted[events[:, None] + offsets] - layout.sid_start - offsets * layout.n_codes  # [M, L]
-            row = torch.div(events, labels.shape[1] - 1, rounding_mode="floor")
-            prior = self._prior_of_events(codes, row * labels.shape[1] + segments[:, 1:].flatten()[events])
-            state = torch.zeros_like(events)
+            nodes = [torch.zeros_like(events)]  # in the trie, before each level and after the last
             for level, code in enumerate(codes.unbind(1)):
+                nodes.append(self.known_trie.step(nodes[-1], code, level))
+            row = torch.div(events, labels.shape[1] - 1, rounding_mode="floor")
+            prior = self._prior_of_events(nodes[-1], row * labels.shape[1] + segments[:, 1:].flatten()[events])
+            for level, (node, code) in enumerate(zip(nodes, codes.unbind(1), strict=False)):
                 logits = self.sid_logits(level, states[events + level]).float()
                 if prior is not None:
-                    logits = logits + self.known_trie.weigh(state, level, prior)
-                logits = logits.masked_fill(~self.known_trie.mask(state, level), torch.finfo(logits.dtype).min)
+                    logits = logits + self.known_trie.weigh(node, level, prior)
+                logits = logits.masked_fill(~self.known_trie.mask(node, level), torch.finfo(logits.dtype).min)
                 losses.append(F.cross_entropy(logits, code, reduction="none"))
                 positions.append(events + level)
-                state = self.known_trie.step(state, code, level)
         at = ((shifted >= 0) & (shifted < layout.sid_start)).nonzero()[:, 0]
         if len(at):
             logits = self.base.get_output_embeddings()(states[at])[:, : layout.base_vocab].float()

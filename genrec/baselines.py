@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from scipy import sparse
 
+from genrec.cooccurrence import users_in_common
 from genrec.errors import ConfigError
 from genrec.evaluate import top_items
 from genrec.metrics import per_user
@@ -155,11 +156,7 @@ class ItemKNN:
         """Count the users that any two items share; train holds int32 histories."""
         counts = item_counts(train, n_items)
         self.popularity = (counts / max(1, counts.max(initial=0))).astype(np.float32)
-        users = np.repeat(np.arange(len(train)), [len(h) for h in train])
-        items = np.concatenate([np.zeros(0, dtype=np.int32), *train])
-        matrix = sparse.csr_matrix((np.ones(len(items), dtype=np.float32), (users, items)), (len(train), n_items))
-        matrix.data[:] = 1.0  # duplicates were summed on conversion
-        both = (matrix.T @ matrix).tocoo()
+        both = users_in_common(train, n_items).tocoo()
         self.takers = both.diagonal()
         apart = both.row != both.col
         self.rows, self.columns, self.both = both.row[apart], both.col[apart], both.data[apart]

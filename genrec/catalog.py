@@ -75,6 +75,15 @@ class Catalogue:
         """item_id -> row."""
         return {item_id: row for row, item_id in enumerate(self.item_ids)}
 
+    @cached_property
+    def rows_of_category(self) -> dict[str, np.ndarray]:
+        """category -> int64 rows of the items in it."""
+        rows: dict[str, list[int]] = {}
+        for row, names in enumerate(self.categories):
+            for name in names:
+                rows.setdefault(name, []).append(row)
+        return {name: np.array(of) for name, of in rows.items()}
+
     def texts(self) -> list[str]:
         """One text per item: title, categories, attributes, price and description, where known."""
         return ["\n".join(filter(None, self._parts(row))) for row in range(len(self))]

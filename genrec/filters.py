@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from genrec.catalog import Catalogue
 from genrec.errors import DataError
 
 SHOWN = 5
+FEW = 1000  # names among which a similar one is looked for
 
 
 def item_bitmap(
@@ -48,26 +49,32 @@ def item_bitmap(
     if deny:
         keep[np.fromiter(deny, np.int64, len(deny))] = False
     if categories is not None:
-        wanted = set(categories)
-        known: set[str] = set().union(*catalogue.categories)
-        _check("categories", wanted, known)
-        keep &= np.fromiter((not wanted.isdisjoint(own) for own in catalogue.categories), bool, n_items)
+        check_names("categories", categories, catalogue.rows_of_category)
+        listed = np.zeros(n_items, bool)
+        for name in categories:
+            listed[catalogue.rows_of_category[name]] = True
+        keep &= listed
     if price_min is not None:
         keep &= catalogue.prices >= price_min  # NaN compares false
     if price_max is not None:
         keep &= catalogue.prices <= price_max
     if allow is not None:
-        _check("allow", allow, catalogue.index)
+        check_names("allow", allow, catalogue.index)
         listed = np.zeros(n_items, bool)
         listed[[catalogue.index[item] for item in allow]] = True
         keep &= listed
     return keep
 
 
-def _check(name: str, wanted: Iterable[str], known: Iterable[str]) -> None:
-    names = known if isinstance(known, (dict, set)) else set(known)
-    unknown = sorted(value for value in wanted if value not in names)
+def check_names(field: str, wanted: Iterable[str], known: Mapping[str, object]) -> None:
+    """Refuse names that the catalogue does not hold; quick, whatever was sent.
+
+    Raises:
+        DataError: says which, and a similar one where the known ones are few.
+    """
+    unknown = sorted({name for name in wanted if name not in known})
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names, 1)
+        near = difflib.get_close_matches(unknown[0], known, 1) if len(known) <= FEW else []
         hint = f"did you mean {near[0]!r}?" if near else "take them from the catalogue"
-        raise DataError(f"{name}: not in the catalogue: {unknown[:SHOWN]} ({len(unknown)} in all); {hint}")
+        shown = [name[:100] for name in unknown[:SHOWN]]
+        raise DataError(f"{field}: not in the catalogue: {shown} ({len(unknown)} in all); {hint}")

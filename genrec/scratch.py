@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 log = logging.getLogger(__name__)
 END = "<|endoftext|>"
 RATE = 5e-3  # peak of the schedule
+FIRST_LINES = 3  # of an item, before all of them come
 IGNORED = -100  # a target that teaches nothing
 
 
@@ -48,15 +49,14 @@ class Documents:
     learn no such thing in this time (docs/LOG.md, 2026-11-25).
     """
 
-    def __init__(self, texts: Sequence[str], seed: int, first_lines: int = 3):
+    def __init__(self, texts: Sequence[str], seed: int):
         self.items = [[line for line in text.split("\n") if line] or [""] for text in texts]
         self.rng = random.Random(seed)
-        self.first_lines = first_lines
 
     def document(self) -> str:
         """One document."""
         lines = self.rng.choice(self.items)
-        some = self.rng.sample(lines, min(len(lines), self.first_lines))
+        some = self.rng.sample(lines, min(len(lines), FIRST_LINES))
         return "\n".join([*some, *self.rng.sample(lines, len(lines))])
 
 

@@ -57,6 +57,13 @@ class _Level:
     fan_out: int
     table: Tensor | None
 
+    def children(self, node: Tensor) -> Tensor:
+        """node int64 [...] -> its children int64 [..., fan_out]; past the last one the last again: written twice, a
+        value stays the same."""
+        last = self.offsets[node + 1].unsqueeze(-1) - 1
+        child = self.offsets[node].unsqueeze(-1) + torch.arange(self.fan_out, device=node.device)
+        return torch.minimum(child, last)
+
 
 class Trie:
     """The valid ids of a catalogue; states are int64 node ids, -1 is dead and stays dead."""
@@ -125,10 +132,7 @@ class Trie:
             child = here.table[node]  # [..., C]
             legal = (child >= 0) & alive.unsqueeze(-1)
             return legal if allowed is None else legal & _of_rows(allowed.nodes[level + 1], child.clamp(min=0))
-        # children past a node's last repeat the last: they write the same truth twice
-        last = here.offsets[node + 1].unsqueeze(-1) - 1
-        child = here.offsets[node].unsqueeze(-1) + torch.arange(here.fan_out, device=self.device)
-        child = torch.minimum(child, last)  # [..., fan_out]
+        child = here.children(node)  # [..., fan_out]
         legal = alive.unsqueeze(-1).expand(child.shape)
         if allowed is not None:
             legal = legal & _of_rows(allowed.nodes[level + 1], child)
@@ -218,9 +222,7 @@ class Trie:
         if here.table is not None:
             child = here.table[node]  # [..., C]
             return _of_rows(values, child.clamp(min=0)).masked_fill(child < 0, 0)
-        last = here.offsets[node + 1].unsqueeze(-1) - 1
-        child = here.offsets[node].unsqueeze(-1) + torch.arange(here.fan_out, device=self.device)
-        child = torch.minimum(child, last)  # [..., fan_out]: past a node's last child the last again, the same value
+        child = here.children(node)  # [..., fan_out]
         out = torch.zeros(*state.shape, self.n_codes, device=self.device)
         return out.scatter(-1, here.codes[child], _of_rows(values, child))
 

@@ -92,14 +92,21 @@ class Workspace:
         settings = self.recipe.adapter.model_dump(exclude={"kind"})
         return settings if self.recipe.adapter.kind == "qformer" else {k: settings[k] for k in ("width", "dropout")}
 
+    @cached_property
+    def content_keys(self) -> dict[str, torch.Tensor]:
+        """What the profile compares; made once for training, ranking and export."""
+        return content_keys(self.features, ~self.split.cold, self.recipe.backbone.profile)
+
+    @cached_property
+    def neighbour_table(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The neighbours of every item in the training histories; made once, like the keys."""
+        return neighbour_table(self.split.train, len(self.catalogue.item_ids), self.recipe.backbone.neighbours)
+
     def item_scores(self) -> ItemScores | None:
         """Fresh item scores as the recipe wants them; None where it wants none or has no features for them."""
-        wanted, profile, neighbours = self.recipe.backbone, None, None
-        if wanted.profile and self.features:
-            profile = Profile(content_keys(self.features, ~self.split.cold, wanted.profile))
-        if wanted.neighbours:
-            n_items = len(self.catalogue.item_ids)
-            neighbours = Neighbours(*neighbour_table(self.split.train, n_items, wanted.neighbours))
+        wanted = self.recipe.backbone
+        profile = Profile(self.content_keys) if wanted.profile and self.features else None
+        neighbours = Neighbours(*self.neighbour_table) if wanted.neighbours else None
         return None if profile is None and neighbours is None else ItemScores(profile, neighbours)
 
     def backbone(self, *, tuned: bool, load_in: str | None = None) -> Backbone:

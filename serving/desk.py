@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from genrec import config
 from genrec.errors import DataError
 from genrec.serving.access import Caller, Drain
 from genrec.serving.batching import EngineWorker, Kind, QueueFullError, StalledError
@@ -33,10 +34,8 @@ T = TypeVar("T")
 RESERVE_S = 0.02  # of a list's time, at most a tenth: for the fallback
 
 
-class Settings(BaseModel):
+class Settings(config.Settings):
     """How the gateway treats its engine and its clients."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_waiting: int = Field(64, ge=1, description="requests that may wait for the engine; more get 503")
     max_batch: int = Field(16, ge=1, description="requests of one engine call")

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-
 import numpy as np
 
-from genrec.errors import DataError
-from genrec.filters import item_bitmap
+from genrec.filters import check_names, item_bitmap
 from genrec.serving.engine import RankedItem, RecommendRequest
 from genrec.serving.export import Export
 from genrec.serving.resolve import item_rows
-
-FEW = 1000  # names among which a similar one is looked for
-SHOWN = 5
 
 
 class Popularity:
@@ -29,7 +23,6 @@ class Popularity:
         counts = export.popularity.astype(np.float64) + 1
         self._scores = np.log(counts / counts.sum())  # [N]
         self._order = np.argsort(-self._scores, kind="stable")
-        self._categories: set[str] = set().union(*export.catalogue.categories)
 
     def check(self, request: RecommendRequest) -> None:
         """Refuse what every engine would refuse, before it waits for one; quick, whatever was sent.
@@ -39,11 +32,7 @@ class Popularity:
         """
         item_rows(self._catalogue, request.history)
         item_rows(self._catalogue, request.allow or [])
-        if unknown := sorted(set(request.categories or ()) - self._categories):
-            near = difflib.get_close_matches(unknown[0], self._categories, 1) if len(self._categories) <= FEW else []
-            hint = f"did you mean {near[0]!r}?" if near else "take them from the catalogue"
-            shown = [name[:100] for name in unknown[:SHOWN]]
-            raise DataError(f"categories: not in the catalogue: {shown} ({len(unknown)} in all); {hint}")
+        check_names("categories", request.categories or (), self._catalogue.rows_of_category)
 
     def recommend(self, request: RecommendRequest) -> list[RankedItem]:
         """The most popular items that the request allows, at most `k`.

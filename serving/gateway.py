@@ -80,8 +80,9 @@ def create_app(
         Gate, keys=keys, limiter=desk.limiter, metrics=desk.metrics, drain=desk.drain, hosts=hosts
     )  # before the body
     app.add_middleware(RequestLog, metrics=desk.metrics, routes=frozenset({*NEEDS, *PUBLIC}))
-    _add_answers(app, desk, _version(engine, export))
-    _add_state(app, desk, _version(engine, export))
+    version = _version(engine, export)
+    _add_answers(app, desk, version)
+    _add_state(app, desk, version)
     return app
 
 

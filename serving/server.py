@@ -152,9 +152,8 @@ def run(
         log.error("the engine hangs; leaving without it")
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(
-            0
-        )  # every request has its answer; a hung thread inside an engine could keep the interpreter from ending
+        # every request has its answer; a hung thread inside an engine could keep the interpreter from ending
+        os._exit(0)
     engine.close()
     log.info("stopped")
 

@@ -13,7 +13,11 @@ import pytest
 
 from genrec.config import resolve_recipe
 from genrec.pipeline import Run
+from genrec.serving.export import Export
+from genrec.serving.torch_engine import TorchEngine
 from genrec.whole_path import whole_path
+from tests.engines import FaultyEngine
+from tests.export_fixture import make_export
 
 # widths in multiples of 64, so that NF4 has layers to work on; short rows, so that an epoch has several steps
 RECIPE: dict[str, Any] = {
@@ -49,6 +53,20 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run.semantic_ids()
     run.align()
     return run
+
+
+@pytest.fixture(scope="module")
+def torch_engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+    """A real engine on a tiny random export."""
+    return TorchEngine(Export.load(make_export(tmp_path_factory.mktemp("e"))), "cpu")
+
+
+@pytest.fixture
+def faulty_engine(torch_engine: TorchEngine) -> Iterator[FaultyEngine]:
+    """The same behind a switch; whatever hangs in it goes on after the test."""
+    made = FaultyEngine(torch_engine)
+    yield made
+    made.hang.set()
 
 
 @pytest.fixture(scope="session")

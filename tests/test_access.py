@@ -11,12 +11,10 @@ import pytest
 from genrec.errors import ConfigError
 from genrec.serving import access
 from genrec.serving.api_keys import Keys, add_key
-from genrec.serving.export import Export
 from genrec.serving.gateway import create_app
 from genrec.serving.server import listen, open_store, own_hosts
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
-from tests.export_fixture import make_export
 from tests.gateway_fixture import ROOT, connect, head, received, running
 
 ASK = {
@@ -26,11 +24,6 @@ ASK = {
     "/v1/items": {},
     "/metrics": None,
 }
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> TorchEngine:
-    return TorchEngine(Export.load(make_export(tmp_path_factory.mktemp("e"))), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +40,9 @@ def tokens(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def client(engine: TorchEngine, tokens, tmp_path_factory) -> Iterator[httpx.Client]:
+def client(torch_engine: TorchEngine, tokens, tmp_path_factory) -> Iterator[httpx.Client]:
     store = UserStore(f"sqlite:///{tmp_path_factory.mktemp('s')}/users.sqlite3")
-    with running(create_app(engine, engine.export, store=store, keys=Keys(Path(tokens["file"])))) as http:
+    with running(create_app(torch_engine, torch_engine.export, store=store, keys=Keys(Path(tokens["file"])))) as http:
         yield http
     store.close()
 
@@ -83,10 +76,10 @@ def test_no_route_answers_without_a_key(client: httpx.Client, path: str) -> None
         assert "API key" in answer.json()["error"]
 
 
-def test_unknown_paths_and_new_routes_are_closed(client: httpx.Client, engine: TorchEngine, tokens) -> None:
+def test_unknown_paths_and_new_routes_are_closed(client: httpx.Client, torch_engine: TorchEngine, tokens) -> None:
     assert client.get("/v1/nothing").status_code == 401
     assert ask(client, "/metrics", tokens["admin"]).status_code == 403
-    paths = {route.path for route in create_app(engine, engine.export).routes}  # type: ignore[attr-defined]
+    paths = {route.path for route in create_app(torch_engine, torch_engine.export).routes}  # type: ignore[attr-defined]
     assert paths - {"/docs/oauth2-redirect"} == access.PUBLIC | access.NEEDS.keys()
 
 
@@ -163,9 +156,9 @@ def test_no_such_address() -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
-def test_other_names_are_refused_without_keys(engine: TorchEngine, host: str) -> None:
+def test_other_names_are_refused_without_keys(torch_engine: TorchEngine, host: str) -> None:
     """DNS rebinding: a page whose name was pointed at 127.0.0.1 still sends its own name."""
-    with running(create_app(engine, engine.export, hosts=access.LOOPBACK_HOSTS)) as http:
+    with running(create_app(torch_engine, torch_engine.export, hosts=access.LOOPBACK_HOSTS)) as http:
         answer = http.get("/healthz", headers={"host": host})
         assert answer.status_code == 403
         assert "localhost" in answer.json()["error"]

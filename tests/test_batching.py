@@ -10,37 +10,23 @@ import pytest
 from genrec.errors import DataError
 from genrec.serving.batching import Batch, EngineWorker, QueueFullError, StalledError
 from genrec.serving.engine import RecommendRequest, TextRequest
-from genrec.serving.export import Export
-from genrec.serving.torch_engine import TorchEngine
 from tests.engines import FaultyEngine
-from tests.export_fixture import make_export
 from tests.gateway_fixture import PATIENCE_S, until
 
 PROBE = RecommendRequest([], k=1)
-
-
-@pytest.fixture(scope="module")
-def torch_engine(tmp_path_factory) -> TorchEngine:
-    return TorchEngine(Export.load(make_export(tmp_path_factory.mktemp("e"))), "cpu")
+USUAL = {"max_waiting": 64, "max_batch": 16, "window_s": 0.003, "stall_s": 30.0, "probe_s": 5.0}
 
 
 @pytest.fixture
-def engine(torch_engine: TorchEngine) -> Iterator[FaultyEngine]:
-    made = FaultyEngine(torch_engine)
-    yield made
-    made.hang.set()
-
-
-@pytest.fixture
-def make(engine: FaultyEngine) -> Iterator:
+def make(faulty_engine: FaultyEngine) -> Iterator:
     workers = []
 
     def build(**options) -> EngineWorker:
-        workers.append(EngineWorker(engine, **options))
+        workers.append(EngineWorker(faulty_engine, **{**USUAL, **options}))
         return workers[-1]
 
     yield build
-    engine.hang.set()
+    faulty_engine.hang.set()
     for worker in workers:
         assert worker.close(PATIENCE_S)
 
@@ -53,69 +39,71 @@ def wish(row: int, **fields) -> RecommendRequest:
     return RecommendRequest([f"item-{row}"], k=3, **fields)
 
 
-def test_what_comes_together_is_one_call_and_each_gets_its_own(make, engine, torch_engine) -> None:
+def test_what_comes_together_is_one_call_and_each_gets_its_own(make, faulty_engine, torch_engine) -> None:
     worker = make(window_s=PATIENCE_S, max_batch=5)  # the window ends when the batch is full
     jobs = [worker.submit("recommend", wish(row), soon()) for row in range(5)]
     found = [job.future.result(PATIENCE_S) for job in jobs]
     assert found == torch_engine.recommend([wish(row) for row in range(5)])
-    assert [len(call) for call in engine.calls] == [5]
+    assert [len(call) for call in faulty_engine.calls] == [5]
 
 
-def test_an_idle_engine_waits_no_longer_than_the_window(make, engine) -> None:
+def test_an_idle_engine_waits_no_longer_than_the_window(make, faulty_engine) -> None:
     worker = make(window_s=0.01, max_batch=99)
     assert worker.submit("recommend", wish(1), soon()).future.result(PATIENCE_S)
     assert worker.submit("recommend", wish(2), soon()).future.result(PATIENCE_S)
-    assert [len(call) for call in engine.calls] == [1, 1]
+    assert [len(call) for call in faulty_engine.calls] == [1, 1]
 
 
-def test_what_waits_behind_a_call_becomes_batches_of_one_kind_in_order(make, engine) -> None:
+def test_what_waits_behind_a_call_becomes_batches_of_one_kind_in_order(make, faulty_engine) -> None:
     worker = make(window_s=0, max_batch=3)
-    engine.hang.clear()
+    faulty_engine.hang.clear()
     jobs = [worker.submit("recommend", wish(0), soon())]
-    engine.inside.acquire()
+    faulty_engine.inside.acquire()
     jobs.append(worker.submit("generate", TextRequest("item-1", max_tokens=2), soon()))
     jobs += [worker.submit("recommend", wish(row), soon()) for row in range(1, 6)]
     jobs.append(worker.submit("generate", TextRequest("item-2", max_tokens=2), soon()))
     assert worker.waiting == 7
-    engine.hang.set()
+    faulty_engine.hang.set()
     for job in jobs:
         job.future.result(PATIENCE_S)
-    kinds = [(type(call[0]).__name__, len(call)) for call in engine.calls]
+    kinds = [(type(call[0]).__name__, len(call)) for call in faulty_engine.calls]
     assert kinds == [
         ("RecommendRequest", 1),
         ("TextRequest", 2),
         ("RecommendRequest", 3),
         ("RecommendRequest", 2),
     ]
-    assert [request.history for call in engine.calls[2:] for request in call] == [[f"item-{i}"] for i in range(1, 6)]
+    assert [request.history for call in faulty_engine.calls[2:] for request in call] == [
+        [f"item-{i}"] for i in range(1, 6)
+    ]
 
 
-def test_the_queue_is_bounded_and_a_cancelled_request_frees_its_place(make, engine) -> None:
+def test_the_queue_is_bounded_and_a_cancelled_request_frees_its_place(make, faulty_engine) -> None:
     worker = make(window_s=0, max_waiting=2)
-    engine.hang.clear()
+    faulty_engine.hang.clear()
     first = worker.submit("recommend", wish(0), soon())
-    engine.inside.acquire()
+    faulty_engine.inside.acquire()
     waiting = [worker.submit("recommend", wish(row), soon()) for row in (1, 2)]
     with pytest.raises(QueueFullError, match="try again in") as raised:
         worker.submit("recommend", wish(3), soon())
     assert raised.value.retry_after_s >= 1
     worker.cancel(waiting[0])
     last = worker.submit("recommend", wish(4), soon())
-    engine.hang.set()
+    faulty_engine.hang.set()
     assert first.future.result(PATIENCE_S)
     assert last.future.result(PATIENCE_S)
-    assert ["item-1"] not in [request.history for call in engine.calls for request in call]
+    assert ["item-1"] not in [request.history for call in faulty_engine.calls for request in call]
 
 
-def test_what_is_past_its_deadline_never_reaches_the_engine(make, engine) -> None:
+def test_what_is_past_its_deadline_never_reaches_the_engine(make, faulty_engine) -> None:
     worker = make(window_s=0)
     late = worker.submit("recommend", wish(7), time.monotonic() - 1)
     assert worker.submit("recommend", wish(8), soon()).future.result(PATIENCE_S)
-    assert [request.history for call in engine.calls for request in call] == [["item-8"]]
+    assert [request.history for call in faulty_engine.calls for request in call] == [["item-8"]]
     assert not late.future.done()
 
 
-def test_a_bad_request_spoils_no_other(make, engine, torch_engine) -> None:
+def test_a_bad_request_spoils_no_other(make, faulty_engine, torch_engine) -> None:
     worker = make(window_s=PATIENCE_S, max_batch=3)
     bad = wish(1, categories=["no such category"])
     jobs = [worker.submit("recommend", request, soon()) for request in (wish(0), bad, wish(2))]
@@ -123,59 +111,59 @@ def test_a_bad_request_spoils_no_other(make, engine, torch_engine) -> None:
         jobs[1].future.result(PATIENCE_S)
     assert jobs[0].future.result(PATIENCE_S) == torch_engine.recommend([wish(0)])[0]
     assert jobs[2].future.result(PATIENCE_S) == torch_engine.recommend([wish(2)])[0]
-    assert [len(call) for call in engine.calls] == [3, 1, 1, 1]
+    assert [len(call) for call in faulty_engine.calls] == [3, 1, 1, 1]
     assert worker.state == "ok"
 
 
-def test_a_failed_engine_says_so_until_a_probe_finds_it_well(make, engine) -> None:
+def test_a_failed_engine_says_so_until_a_probe_finds_it_well(make, faulty_engine) -> None:
     worker = make(window_s=0, probe_s=0.02, probes={"recommend": PROBE})
-    engine.error = RuntimeError("out of memory")
+    faulty_engine.error = RuntimeError("out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):
         worker.submit("recommend", wish(0), soon()).future.result(PATIENCE_S)
     assert worker.state == "failed"
-    until(lambda: [PROBE] in engine.calls, "a probe")
+    until(lambda: [PROBE] in faulty_engine.calls, "a probe")
     assert worker.state == "failed"
-    engine.error = None
+    faulty_engine.error = None
     until(lambda: worker.state == "ok", "the probe to succeed")
 
 
-def test_an_engine_that_wants_to_leave_takes_nobody_with_it(make, engine) -> None:
+def test_an_engine_that_wants_to_leave_takes_nobody_with_it(make, faulty_engine) -> None:
     worker = make(window_s=0)
-    engine.error = SystemExit(3)
+    faulty_engine.error = SystemExit(3)
     with pytest.raises(RuntimeError, match="the engine raised SystemExit"):
         worker.submit("recommend", wish(0), soon()).future.result(PATIENCE_S)
-    engine.error = None
+    faulty_engine.error = None
     assert worker.submit("recommend", wish(0), soon()).future.result(PATIENCE_S)
 
 
-def test_wrong_numbers_of_answers_are_a_failure(make, engine, monkeypatch) -> None:
+def test_wrong_numbers_of_answers_are_a_failure(make, faulty_engine, monkeypatch) -> None:
     worker = make(window_s=0)
-    monkeypatch.setattr(engine, "recommend", lambda requests: [])
+    monkeypatch.setattr(faulty_engine, "recommend", lambda requests: [])
     with pytest.raises(RuntimeError, match="0 answers to 1 requests"):
         worker.submit("recommend", wish(0), soon()).future.result(PATIENCE_S)
 
 
-def test_a_hung_engine_is_stalled_and_recovers(make, engine) -> None:
+def test_a_hung_engine_is_stalled_and_recovers(make, faulty_engine) -> None:
     worker = make(window_s=0, stall_s=0.05)
-    engine.hang.clear()
+    faulty_engine.hang.clear()
     job = worker.submit("recommend", wish(0), soon())
     until(lambda: worker.state == "stalled", "the stall to show")
     with pytest.raises(StalledError):
         worker.submit("recommend", wish(1), soon())
     assert not worker.close(0.01)  # the thread is inside the engine
-    engine.hang.set()
+    faulty_engine.hang.set()
     assert job.future.result(PATIENCE_S)
     until(lambda: worker.state == "ok", "the engine to return")
 
 
-def test_only_one_thread_ever_calls_the_engine(make, engine, monkeypatch) -> None:
-    threads, within = set(), engine.within.recommend
+def test_only_one_thread_ever_calls_the_engine(make, faulty_engine, monkeypatch) -> None:
+    threads, within = set(), faulty_engine.within.recommend
 
     def recommend(requests):
         threads.add(threading.get_ident())
         return within(requests)
 
-    monkeypatch.setattr(engine, "recommend", recommend)
+    monkeypatch.setattr(faulty_engine, "recommend", recommend)
     worker = make(window_s=0, max_waiting=100)
     jobs = []
 
@@ -194,13 +182,13 @@ def test_only_one_thread_ever_calls_the_engine(make, engine, monkeypatch) -> Non
     assert threading.get_ident() not in threads
 
 
-def test_every_call_is_reported(make, engine) -> None:
+def test_every_call_is_reported(make, faulty_engine) -> None:
     seen: list[Batch] = []
     worker = make(window_s=PATIENCE_S, max_batch=2, on_batch=seen.append)
     jobs = [worker.submit("recommend", wish(row), soon()) for row in range(2)]
     for job in jobs:
         job.future.result(PATIENCE_S)
-    engine.error = RuntimeError("gone")
+    faulty_engine.error = RuntimeError("gone")
     jobs = [worker.submit("recommend", wish(row), soon()) for row in range(2)]
     for job in jobs:
         with pytest.raises(RuntimeError, match="gone"):

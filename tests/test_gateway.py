@@ -10,18 +10,11 @@ import pytest
 from genrec.serving.body_limit import MAX_BODY_BYTES
 from genrec.serving.desk import Settings
 from genrec.serving.engine import RecommendRequest, TextRequest
-from genrec.serving.export import Export
 from genrec.serving.gateway import create_app
 from genrec.serving.resolve import text_prompt
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
-from tests.export_fixture import make_export
 from tests.gateway_fixture import running, until
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> TorchEngine:
-    return TorchEngine(Export.load(make_export(tmp_path_factory.mktemp("e"))), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +25,8 @@ def store(tmp_path_factory) -> Iterator[UserStore]:
 
 
 @pytest.fixture(scope="module")
-def client(engine: TorchEngine, store: UserStore) -> Iterator[httpx.Client]:
-    with running(create_app(engine, engine.export, store=store)) as http:
+def client(torch_engine: TorchEngine, store: UserStore) -> Iterator[httpx.Client]:
+    with running(create_app(torch_engine, torch_engine.export, store=store)) as http:
         yield http
 
 
@@ -48,21 +41,21 @@ def lists_still_work(client: httpx.Client) -> None:
     assert len(answer.json()["items"]) == 3
 
 
-def test_health(client: httpx.Client, engine: TorchEngine) -> None:
+def test_health(client: httpx.Client, torch_engine: TorchEngine) -> None:
     found = client.get("/healthz").json()
     assert found["status"] == "ok"
     assert found["items"] == 60
-    assert found["export"] == engine.export.manifest["key"][:12]
+    assert found["export"] == torch_engine.export.manifest["key"][:12]
 
 
-def test_lists_are_the_engines(client: httpx.Client, engine: TorchEngine) -> None:
+def test_lists_are_the_engines(client: httpx.Client, torch_engine: TorchEngine) -> None:
     body = {"history": ["item-1", "item-8"], "k": 7, "beams": 60, "price_min": 10, "price_max": 90.5}
     answer = client.post("/v1/recommend", json=body)
     assert answer.status_code == 200
     found = answer.json()
-    assert (found["engine"], found["export"]) == ("torch", engine.export.manifest["key"][:12])
-    (expected,) = engine.recommend([RecommendRequest(["item-1", "item-8"], 7, 60, price_min=10, price_max=90.5)])
-    titles = engine.export.catalogue.titles
+    assert (found["engine"], found["export"]) == ("torch", torch_engine.export.manifest["key"][:12])
+    (expected,) = torch_engine.recommend([RecommendRequest(["item-1", "item-8"], 7, 60, price_min=10, price_max=90.5)])
+    titles = torch_engine.export.catalogue.titles
     assert found["items"] == [
         {
             "item_id": item.item_id,
@@ -79,10 +72,10 @@ def test_no_legal_item_is_an_empty_list(client: httpx.Client) -> None:
     assert client.post("/v1/recommend", json=body).json()["items"] == []
 
 
-def test_texts_are_the_engines(client: httpx.Client, engine: TorchEngine) -> None:
+def test_texts_are_the_engines(client: httpx.Client, torch_engine: TorchEngine) -> None:
     body = {"item_id": "item-3", "history": ["item-1"], "max_tokens": 5, "temperature": 0.5, "seed": 4}
     found = client.post("/v1/describe", json=body).json()
-    (expected,) = engine.generate([TextRequest("item-3", ["item-1"], 5, 0.5, 4)])
+    (expected,) = torch_engine.generate([TextRequest("item-3", ["item-1"], 5, 0.5, 4)])
     assert (found["text"], found["finish_reason"]) == (expected.text, expected.finish_reason)
 
 
@@ -177,7 +170,7 @@ def test_other_paths_and_methods(client: httpx.Client) -> None:
     assert client.post("/v1/recommend", content=b"x=1").status_code == 422
 
 
-def test_many_at_once_get_their_own_answers(client: httpx.Client, engine: TorchEngine) -> None:
+def test_many_at_once_get_their_own_answers(client: httpx.Client, torch_engine: TorchEngine) -> None:
     histories = [[f"item-{row}"] for row in range(12)]
 
     def ask(history: list[str]) -> list[str]:
@@ -186,26 +179,26 @@ def test_many_at_once_get_their_own_answers(client: httpx.Client, engine: TorchE
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, histories))
-    expected = engine.recommend([RecommendRequest(history, 5) for history in histories])
+    expected = torch_engine.recommend([RecommendRequest(history, 5) for history in histories])
     assert answers == [[item.item_id for item in items] for items in expected]
 
 
-def test_a_stored_user_gets_the_list_of_the_same_history(client: httpx.Client, engine: TorchEngine) -> None:
+def test_a_stored_user_gets_the_list_of_the_same_history(client: httpx.Client, torch_engine: TorchEngine) -> None:
     events = [{"user_id": "ann", "item_id": f"item-{row}", "timestamp": 10 + row} for row in (1, 8, 12)]
     answer = client.post("/v1/events", json={"events": events})
     assert answer.json() == {"stored": 3, "duplicates": 0}
     for more in ([], ["item-20"]):
-        (expected,) = engine.recommend([RecommendRequest(["item-1", "item-8", "item-12", *more], 6)])
+        (expected,) = torch_engine.recommend([RecommendRequest(["item-1", "item-8", "item-12", *more], 6)])
         body = {"user_id": "ann", "k": 6, **({"history": more} if more else {})}
         assert ids(client.post("/v1/recommend", json=body)) == [item.item_id for item in expected]
     body = {"user_id": "ann", "item_id": "item-3", "max_tokens": 4}
-    (text,) = engine.generate([TextRequest("item-3", ["item-1", "item-8", "item-12"], 4)])
+    (text,) = torch_engine.generate([TextRequest("item-3", ["item-1", "item-8", "item-12"], 4)])
     assert client.post("/v1/describe", json=body).json()["text"] == text.text
 
 
-def test_a_poisoned_title_forges_nothing(client: httpx.Client, engine: TorchEngine) -> None:
+def test_a_poisoned_title_forges_nothing(client: httpx.Client, torch_engine: TorchEngine) -> None:
     """item-0's title spells control tokens: its prompt holds as many as any other's, and texts about it none."""
-    export = engine.export
+    export = torch_engine.export
     assert "<|sid_0_1|>" in export.catalogue.titles[0]
 
     def control(item: str) -> int:
@@ -248,14 +241,16 @@ def test_stored_items_that_left_the_catalogue_are_skipped(client: httpx.Client, 
     assert ids(client.post("/v1/recommend", json={"user_id": "old"})) == expected
 
 
-def test_disabled_items_leave_every_list_at_once_and_cost_no_place(client: httpx.Client, engine: TorchEngine) -> None:
+def test_disabled_items_leave_every_list_at_once_and_cost_no_place(
+    client: httpx.Client, torch_engine: TorchEngine
+) -> None:
     body = {"history": ["item-1"], "k": 20}
     before = ids(client.post("/v1/recommend", json=body))
     assert client.post("/v1/items", json={"disable": before[:5]}).json() == {"disabled": 5}
     try:
         after = ids(client.post("/v1/recommend", json=body))
-        rows = frozenset(engine.export.catalogue.index[item] for item in before[:5])
-        (expected,) = engine.recommend([RecommendRequest(["item-1"], 20, deny=rows)])
+        rows = frozenset(torch_engine.export.catalogue.index[item] for item in before[:5])
+        (expected,) = torch_engine.recommend([RecommendRequest(["item-1"], 20, deny=rows)])
         assert after == [item.item_id for item in expected]
         assert after[:15] == before[5:]
         assert client.post("/v1/items", json={}).json() == {"disabled": 5}
@@ -266,20 +261,22 @@ def test_disabled_items_leave_every_list_at_once_and_cost_no_place(client: httpx
     assert ids(client.post("/v1/recommend", json=body)) == before
 
 
-def test_disabled_items_outlive_a_restart_and_reach_other_gateways(engine: TorchEngine, store: UserStore) -> None:
-    with running(create_app(engine, engine.export, store=store, settings=Settings(refresh_s=0.05))) as first:
+def test_disabled_items_outlive_a_restart_and_reach_other_gateways(torch_engine: TorchEngine, store: UserStore) -> None:
+    with running(
+        create_app(torch_engine, torch_engine.export, store=store, settings=Settings(refresh_s=0.05))
+    ) as first:
         item = ids(first.post("/v1/recommend", json={"history": []}))[0]
-        with running(create_app(engine, engine.export, store=store)) as second:
+        with running(create_app(torch_engine, torch_engine.export, store=store)) as second:
             second.post("/v1/items", json={"disable": [item]})
             until(lambda: item not in ids(first.post("/v1/recommend", json={"history": []})), "the first to see it")
-    with running(create_app(engine, engine.export, store=store)) as third:
+    with running(create_app(torch_engine, torch_engine.export, store=store)) as third:
         assert item not in ids(third.post("/v1/recommend", json={"history": []}))
         third.post("/v1/items", json={"enable": [item]})
         assert item in ids(third.post("/v1/recommend", json={"history": []}))
 
 
-def test_without_a_store_there_are_no_users(engine: TorchEngine) -> None:
-    with running(create_app(engine, engine.export)) as http:
+def test_without_a_store_there_are_no_users(torch_engine: TorchEngine) -> None:
+    with running(create_app(torch_engine, torch_engine.export)) as http:
         answers = [
             http.post("/v1/recommend", json={"user_id": "ann"}),
             http.post("/v1/events", json={"events": [{"user_id": "ann", "item_id": "item-1"}]}),

@@ -25,30 +25,17 @@ from genrec.serving.gateway import create_app
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
 from tests.engines import FaultyEngine
-from tests.export_fixture import make_export
 from tests.gateway_fixture import PATIENCE_S, connect, head, received, running, until
 
 QUICK = Settings(window_ms=0, stall_s=1000, probe_s=0.05, body_timeout_s=0.5, max_waiting=2)
 ASK: dict[str, Any] = {"history": ["item-1"], "k": 5}
 
 
-@pytest.fixture(scope="module")
-def torch_engine(tmp_path_factory) -> TorchEngine:
-    return TorchEngine(Export.load(make_export(tmp_path_factory.mktemp("e"))), "cpu")
-
-
 @pytest.fixture
-def engine(torch_engine: TorchEngine) -> Iterator[FaultyEngine]:
-    made = FaultyEngine(torch_engine)
-    yield made
-    made.hang.set()
-
-
-@pytest.fixture
-def client(engine: FaultyEngine, torch_engine: TorchEngine) -> Iterator[httpx.Client]:
-    with running(create_app(engine, torch_engine.export, settings=QUICK)) as http:
+def client(faulty_engine: FaultyEngine, torch_engine: TorchEngine) -> Iterator[httpx.Client]:
+    with running(create_app(faulty_engine, torch_engine.export, settings=QUICK)) as http:
         yield http
-        engine.hang.set()
+        faulty_engine.hang.set()
 
 
 def recommend(client: httpx.Client, **fields) -> httpx.Response:
@@ -71,8 +58,8 @@ def popular(export: Export, legal) -> list[str]:
 # -- the engine --------------------------------------------------------------------------------------------------
 
 
-def test_a_late_engine_gives_popular_items_within_the_deadline(client, engine, torch_engine) -> None:
-    engine.hang.clear()
+def test_a_late_engine_gives_popular_items_within_the_deadline(client, faulty_engine, torch_engine) -> None:
+    faulty_engine.hang.clear()
     started = time.monotonic()
     fields = {"k": 4, "timeout_ms": 150, "price_max": 50.0, "categories": ["lamp", "sofa"]}
     answer = recommend(client, history=["item-4"], **fields).json()
@@ -90,21 +77,21 @@ def test_a_late_engine_gives_popular_items_within_the_deadline(client, engine, t
     counts = torch_engine.export.popularity + 1.0
     rows = [catalogue.index[item["item_id"]] for item in answer["items"]]
     assert [item["score"] for item in answer["items"]] == pytest.approx(np.log(counts[rows] / counts.sum()))
-    engine.hang.set()
+    faulty_engine.hang.set()
     until(lambda: not recommend(client).json()["fallback"], "the engine to answer again")
 
 
-def test_a_fallback_holds_no_disabled_item(client, engine, torch_engine) -> None:
+def test_a_fallback_holds_no_disabled_item(client, faulty_engine, torch_engine) -> None:
     first = popular(torch_engine.export, lambda row: row != 1)[0]
     client.post("/v1/items", json={"disable": [first]})
-    engine.hang.clear()
+    faulty_engine.hang.clear()
     items = recommend(client, timeout_ms=50).json()["items"]
     assert [item["item_id"] for item in items] == popular(torch_engine.export, lambda row: row != 1)[1:6]
 
 
-def test_a_hung_engine_holds_nobody(client, engine) -> None:
+def test_a_hung_engine_holds_nobody(client, faulty_engine) -> None:
     """Many requests with deadlines against an engine that never returns: all are answered, the queue is bounded."""
-    engine.hang.clear()
+    faulty_engine.hang.clear()
     with ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda _: recommend(client, timeout_ms=200), range(24)))
     assert {answer.status_code for answer in found} <= {200, 503}
@@ -113,10 +100,10 @@ def test_a_hung_engine_holds_nobody(client, engine) -> None:
     assert {answer.status_code for answer in found} == {200, 503}  # 12 at once, 2 may wait
 
 
-def test_a_stalled_engine_is_passed_by_and_says_so(engine, torch_engine) -> None:
+def test_a_stalled_engine_is_passed_by_and_says_so(faulty_engine, torch_engine) -> None:
     settings = QUICK.model_copy(update={"stall_s": 0.1})
-    with running(create_app(engine, torch_engine.export, settings=settings)) as client:
-        engine.hang.clear()
+    with running(create_app(faulty_engine, torch_engine.export, settings=settings)) as client:
+        faulty_engine.hang.clear()
         assert recommend(client, timeout_ms=30).json()["reason"] == "deadline"
         until(lambda: client.get("/readyz").status_code == 503, "readyz to see the stall")
         assert client.get("/readyz").json() == {"ready": False, "reasons": ["the engine hangs"]}
@@ -126,13 +113,15 @@ def test_a_stalled_engine_is_passed_by_and_says_so(engine, torch_engine) -> None
         text = client.post("/v1/describe", json={"item_id": "item-1"})
         assert text.status_code == 503
         assert text.headers["retry-after"] == "5"
-        engine.hang.set()
+        faulty_engine.hang.set()
         until(lambda: client.get("/readyz").status_code == 200, "the engine to be well again")
         assert not recommend(client).json()["fallback"]
 
 
-def test_a_failing_engine_gives_popular_items_and_is_not_ready_until_it_is_well(client, engine, torch_engine) -> None:
-    engine.error = RuntimeError("secret detail of item-1")
+def test_a_failing_engine_gives_popular_items_and_is_not_ready_until_it_is_well(
+    client, faulty_engine, torch_engine
+) -> None:
+    faulty_engine.error = RuntimeError("secret detail of item-1")
     answer = recommend(client)
     assert answer.status_code == 200
     assert (answer.json()["fallback"], answer.json()["reason"]) == (True, "engine_error")
@@ -142,25 +131,25 @@ def test_a_failing_engine_gives_popular_items_and_is_not_ready_until_it_is_well(
     assert ready.json() == {"ready": False, "reasons": ["the engine's last call failed"]}
     text = client.post("/v1/describe", json={"item_id": "item-1", "max_tokens": 2})
     assert (text.status_code, text.json()) == (500, {"error": "internal error; the server's log says more"})
-    engine.error = None
+    faulty_engine.error = None
     until(lambda: client.get("/readyz").status_code == 200, "the probes to succeed")
     (expected,) = torch_engine.recommend([RecommendRequest(**ASK)])
     assert [item["item_id"] for item in recommend(client).json()["items"]] == [item.item_id for item in expected]
 
 
-def test_a_late_text_is_a_504(client, engine) -> None:
-    engine.hang.clear()
+def test_a_late_text_is_a_504(client, faulty_engine) -> None:
+    faulty_engine.hang.clear()
     answer = client.post("/v1/describe", json={"item_id": "item-1", "timeout_ms": 50})
     assert answer.status_code == 504
     assert "deadline" in answer.json()["error"]
 
 
-def test_a_client_that_leaves_frees_its_place(client, engine) -> None:
-    engine.hang.clear()
+def test_a_client_that_leaves_frees_its_place(client, faulty_engine) -> None:
+    faulty_engine.hang.clear()
     body = json.dumps({**ASK, "timeout_ms": 30_000}).encode()
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(recommend, client, timeout_ms=30_000)
-        engine.inside.acquire()
+        faulty_engine.inside.acquire()
         left = [connect(client) for _ in range(QUICK.max_waiting)]
         for connection in left:
             connection.sendall(head("/v1/recommend", len(body)) + body)
@@ -170,19 +159,19 @@ def test_a_client_that_leaves_frees_its_place(client, engine) -> None:
             connection.close()
         until(lambda: metric(client, "genrec_queue_length") == 0, "the queue to be empty")
         assert metric(client, 'genrec_cancelled_total{route="/v1/recommend"}') == len(left)
-        engine.hang.set()
+        faulty_engine.hang.set()
         assert not busy.result(PATIENCE_S).json()["fallback"]
-    assert len(engine.calls) == 1  # the engine never saw those who left
+    assert len(faulty_engine.calls) == 1  # the engine never saw those who left
 
 
-def test_an_item_disabled_while_the_engine_works_is_not_answered(client, engine, torch_engine) -> None:
+def test_an_item_disabled_while_the_engine_works_is_not_answered(client, faulty_engine, torch_engine) -> None:
     first = torch_engine.recommend([RecommendRequest(**ASK)])[0][0].item_id
-    engine.hang.clear()
+    faulty_engine.hang.clear()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(recommend, client, timeout_ms=30_000)
-        engine.inside.acquire()  # the engine has begun with the item
+        faulty_engine.inside.acquire()  # the engine has begun with the item
         assert client.post("/v1/items", json={"disable": [first]}).json() == {"disabled": 1}
-        engine.hang.set()
+        faulty_engine.hang.set()
         found = answer.result(PATIENCE_S).json()
     row = torch_engine.export.catalogue.index[first]
     (expected,) = torch_engine.recommend([RecommendRequest(**ASK, deny=frozenset({row}))])

@@ -13,22 +13,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from genrec.serving import user_store
 from genrec.serving.api_keys import Keys, add_key
 from genrec.serving.desk import Settings
-from genrec.serving.export import Export
 from genrec.serving.gateway import create_app
 from genrec.serving.request_log import JsonFormatter
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
 from tests.engines import FaultyEngine
-from tests.export_fixture import make_export
 from tests.gateway_fixture import PATIENCE_S, http, running, until
 
 ASK = {"history": ["item-1"], "k": 2}
 LISTS, TEXTS = "/v1/recommend", "/v1/describe"
-
-
-@pytest.fixture(scope="module")
-def torch_engine(tmp_path_factory) -> TorchEngine:
-    return TorchEngine(Export.load(make_export(tmp_path_factory.mktemp("e"))), "cpu")
 
 
 class Gateway:
