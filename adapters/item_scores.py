@@ -9,23 +9,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genrec.adapters.histories import Histories
-from genrec.adapters.neighbours import Neighbours
+from genrec.adapters.neighbours import WINDOW, Neighbours, Table
 from genrec.adapters.profile import Profile
 
-KEYS, TABLES = "keys.", "tables."  # of frozen arrays in a saved file
+KEYS = "keys."  # of the profile's frozen arrays in a saved file; those of a table have its name
+TABLES = ("neighbours", "followers")
 
 
 class ItemScores(nn.Module):
-    """A `Profile`, `Neighbours`, or both: scores that `genrec.trie.Trie.prior` spreads over the semantic ids."""
+    """A `Profile`, two tables of `Neighbours`, or some: scores that `genrec.trie.Trie.prior` spreads over the ids."""
 
-    def __init__(self, profile: Profile | None, neighbours: Neighbours | None):
+    def __init__(self, profile: Profile | None, neighbours: Table | None, followers: Table | None):
+        """
+        Args:
+            profile: compares content.
+            neighbours: what `genrec.adapters.neighbours.neighbour_table` returns.
+            followers: what `genrec.adapters.neighbours.follower_table` returns.
+        """
         super().__init__()
-        assert profile is not None or neighbours is not None
+        assert any(part is not None for part in (profile, neighbours, followers))
         self.profile = profile
-        self.neighbours = neighbours
+        self.neighbours = None if neighbours is None else Neighbours(*neighbours)
+        self.followers = None if followers is None else Neighbours(*followers, within=WINDOW)
 
     def _sum(self, scores: Callable[[Profile | Neighbours], Tensor]) -> Tensor:
-        first, *others = (scores(part) for part in (self.profile, self.neighbours) if part is not None)
+        parts = (self.profile, self.neighbours, self.followers)
+        first, *others = (scores(part) for part in parts if part is not None)
         return sum(others, first)
 
     def forward(self, histories: Histories) -> Tensor:
@@ -41,8 +50,9 @@ class ItemScores(nn.Module):
         state = dict(self.state_dict())
         if self.profile is not None:
             state |= {f"{KEYS}{name}": self.profile.keys(name) for name in self.profile.names}
-        if self.neighbours is not None:
-            state |= {f"{TABLES}{name}": table for name, table in self.neighbours.tables().items()}
+        for part in TABLES:
+            if (of := getattr(self, part)) is not None:
+                state |= {f"{part}.{name}": table for name, table in of.tables().items()}
         save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
 
     @classmethod
@@ -54,7 +64,12 @@ class ItemScores(nn.Module):
         """
         state = load_file(path)
         keys = {name.removeprefix(KEYS): state.pop(name) for name in list(state) if name.startswith(KEYS)}
-        tables = {name.removeprefix(TABLES): state.pop(name) for name in list(state) if name.startswith(TABLES)}
-        scores = cls(Profile(keys) if keys else None, Neighbours(**tables) if tables else None)
+        tables: dict[str, Table | None] = dict.fromkeys(TABLES)
+        for part in TABLES:
+            if f"{part}.columns" in state:
+                tables[part] = (
+                    state.pop(f"{part}.columns"), state.pop(f"{part}.counts"), state.pop(f"{part}.norms"),
+                )  # fmt: skip
+        scores = cls(Profile(keys) if keys else None, **tables)
         scores.load_state_dict(state)
         return scores.eval().requires_grad_(False)

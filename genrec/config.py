@@ -141,7 +141,7 @@ class Backbone(Settings):
     soft_tokens: int = Field(1, ge=0, description="soft tokens per item, K (0: ids only)")
     soft_prompt: int = Field(4, ge=0, description="soft prompt tokens, P")
     profile: int = Field(128, ge=0, description="most values per item and modality of the content profile (0: none)")
-    neighbours: int = Field(0, ge=0, description="neighbours kept per item from the log's co-occurrences (0: none)")
+    neighbours: int = Field(0, ge=0, description="neighbours and followers kept per item from the log (0: none)")
     trust_remote_code: bool = Field(False, description="run the code inside the base's own repository")
 
 

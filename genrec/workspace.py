@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from genrec.adapters import build_adapter
 from genrec.adapters.item_scores import ItemScores
-from genrec.adapters.neighbours import Neighbours, neighbour_table
+from genrec.adapters.neighbours import Table, follower_table, neighbour_table
 from genrec.adapters.profile import Profile, content_keys
 from genrec.artefacts import read_manifest
 from genrec.backbone import Backbone
@@ -98,16 +98,19 @@ class Workspace:
         return content_keys(self.features, ~self.split.cold, self.recipe.backbone.profile)
 
     @cached_property
-    def neighbour_table(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The neighbours of every item in the training histories; made once, like the keys."""
-        return neighbour_table(self.split.train, len(self.catalogue.item_ids), self.recipe.backbone.neighbours)
+    def log_tables(self) -> tuple[Table | None, Table | None]:
+        """The neighbours and the followers of every item in the training histories; made once, like the keys."""
+        most = self.recipe.backbone.neighbours
+        if not most:
+            return None, None
+        histories, n_items = self.split.train, len(self.catalogue.item_ids)
+        return neighbour_table(histories, n_items, most), follower_table(histories, n_items, most)
 
     def item_scores(self) -> ItemScores | None:
         """Fresh item scores as the recipe wants them; None where it wants none or has no features for them."""
-        wanted = self.recipe.backbone
-        profile = Profile(self.content_keys) if wanted.profile and self.features else None
-        neighbours = Neighbours(*self.neighbour_table) if wanted.neighbours else None
-        return None if profile is None and neighbours is None else ItemScores(profile, neighbours)
+        profile = Profile(self.content_keys) if self.recipe.backbone.profile and self.features else None
+        neighbours, followers = self.log_tables
+        return None if profile is None and neighbours is None else ItemScores(profile, neighbours, followers)
 
     def backbone(self, *, tuned: bool, load_in: str | None = None) -> Backbone:
         """A fresh backbone with the aligned adapter in it where there is one.

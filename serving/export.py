@@ -2,7 +2,7 @@
 
 manifest.json          layout of the vocabulary, versions, hash of the catalogue, settings
 model/                 merged weights with the semantic-id rows inside, and the tokenizer
-item_scores.safetensors  what a history says of every item: weights, keys, neighbours; absent without
+item_scores.safetensors  what a history says of every item: weights, keys, tables; absent without
 soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
 adapter.safetensors    the adapter's weights and settings, for new items
 items/                 catalog.parquet, codes.npy int32 [N, L], popularity.npy int64 [N]
@@ -31,7 +31,7 @@ from genrec.errors import ArtefactError
 from genrec.prompts import Layout, Prompt, Prompter
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from genrec.adapters.item_scores import ItemScores
-from genrec.adapters.neighbours import Neighbours, neighbour_table
+from genrec.adapters.neighbours import follower_table, neighbour_table
 from genrec.adapters.profile import Profile
 from genrec.artefacts import run_stage
 from genrec.catalog import Catalogue
@@ -61,11 +61,11 @@ def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def _item_scores(n_items: int, rng: np.random.Generator) -> ItemScores:
-    """Random keys, one item in seven without a picture, a gate that reads its signs, and neighbours of a random log."""
+    """Random keys, one item in seven without a picture, a gate that reads its signs, and tables of a random log."""
     keys = {m: F.normalize(torch.randn(n_items, width), dim=1) for m, width in (("text", 12), ("image", 20))}
     keys["image"][::7] = 0
     log = [rng.choice(n_items, 6) for _ in range(n_items)]
-    scores = ItemScores(Profile(keys), Neighbours(*neighbour_table(log, n_items, 10)))
+    scores = ItemScores(Profile(keys), neighbour_table(log, n_items, 10), follower_table(log, n_items, 10))
     for weight in scores.parameters():
         weight.data += torch.randn_like(weight) * 0.1
     return scores

@@ -41,7 +41,8 @@ def brute_force(engine: TorchEngine, history: list[int]) -> np.ndarray:
     scores = np.zeros(len(tokens))
     assert export.item_scores is not None
     content = profile_scores(export.item_scores.profile, history)
-    content += neighbour_scores(export.item_scores.neighbours, history)
+    for table in (export.item_scores.neighbours, export.item_scores.followers):
+        content += neighbour_scores(table, history)
     n_codes = export.layout.n_codes
     for level in range(export.layout.levels):
         first = export.layout.sid_start + level * n_codes

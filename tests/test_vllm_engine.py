@@ -70,7 +70,9 @@ def all_scores(export: Export, model, rows: list[int]) -> np.ndarray:
     sequences = torch.cat([prompt.expand(len(tokens), -1, -1), embedding[tokens[:, :-1]]], 1)
     logits = model(inputs_embeds=sequences).logits[:, -LEVELS:]  # [N, L, V]
     assert export.item_scores is not None
-    prior = profile_scores(export.item_scores.profile, rows) + neighbour_scores(export.item_scores.neighbours, rows)
+    prior = profile_scores(export.item_scores.profile, rows)
+    for table in (export.item_scores.neighbours, export.item_scores.followers):
+        prior += neighbour_scores(table, rows)
     scores = torch.zeros(len(tokens))
     for level in range(LEVELS):
         first = export.layout.sid_start + level * CODES
