@@ -19,17 +19,17 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.results import ROOT, Check, finish
+from benchmarks.results import ROOT, Check, finish, over_seeds
 from genrec.artefacts import key_at, read_manifest, run_stage
 from genrec.config import Recipe, load_recipe
 from genrec.encoders.features import Features
 from genrec.evaluate import format_markdown, load_per_user
-from genrec.metrics import ci95, paired, per_user
-from genrec.pipeline import Run
+from genrec.metrics import ci95, per_user
+from genrec.pipeline import LONGER, Run
 from genrec.serving.engine import Engine, RecommendRequest, TextRequest
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
@@ -56,8 +56,14 @@ def recipe_of(name: str, seed: int, **data: Any) -> Recipe:
     )
 
 
+def longer(recipe: Recipe) -> Recipe:
+    """The recipe with as many epochs as `genrec-no-soft` gets."""
+    tuned = recipe.finetune.model_copy(update={"epochs": LONGER * recipe.finetune.epochs})
+    return recipe.model_copy(update={"finetune": tuned})
+
+
 def shuffle_features(run: Run) -> None:
-    """Give every item another item's features, in ids and soft tokens alike."""
+    """Give every item another item's features."""
     order = np.random.default_rng(run.recipe.seed + 1).permutation(len(run.space.catalogue.item_ids))
     for modality, features in run.space.features.items():
         shuffled = Features(values=features.values[order], present=features.present[order])
@@ -72,19 +78,27 @@ def shuffle_features(run: Run) -> None:
     run.space.__dict__.pop("features")
 
 
-def trained(recipe: Recipe, runs: Path, shuffled: bool, like: Run) -> Run:
-    """A run up to fine-tuning; what does not depend on split or features is taken from `like`."""
+def trained(recipe: Recipe, runs: Path, like: Run, shuffled: Literal["nothing", "inputs", "ids and inputs"]) -> Run:
+    """A run up to fine-tuning; what does not depend on split or features is taken from `like`.
+
+    `shuffled` says what reads other items' features: with "inputs" soft tokens and profile, under the true ids.
+    """
     run = Run.create(recipe, runs)
     for stage in ("source", "catalog", "base"):  # same seed, same catalogue, same keys: not made again
         if not (run.folder / stage).exists():
             shutil.copytree(like.folder / stage, run.folder / stage)
     run.prepare()
-    if not (run.folder / "lora" / "manifest.json").is_file() or not shuffled:
-        run.encode()
-        if shuffled:
-            shuffle_features(run)
     run.base()
-    run.train()
+    if shuffled != "nothing" and (run.folder / "lora" / "manifest.json").is_file():
+        return run  # of an earlier call; encoding again would undo the shuffle
+    run.encode()
+    if shuffled == "ids and inputs":
+        shuffle_features(run)
+    run.semantic_ids()
+    if shuffled == "inputs":
+        shuffle_features(run)
+    run.align()
+    run.finetune()
     return run
 
 
@@ -102,10 +116,10 @@ def cold_recall(run: Run) -> np.ndarray:
     return per_user(np.load(run.folder / "top.npy"), run.space.split.test.targets)["recall@10"]
 
 
-def above_zero(name: str, a: np.ndarray, b: np.ndarray) -> Check:
-    """A paired difference whose interval must lie above zero."""
-    result = paired(a, b, N_BOOT, 0)
-    return Check(name, result["mean"], result["ci95"], "interval above 0", result["ci95"][0] > 0)
+def above_zero(name: str, a: list[np.ndarray], b: list[np.ndarray]) -> Check:
+    """A paired difference, one array per seed, whose interval must lie above zero."""
+    mean, ends = over_seeds([x - y for x, y in zip(a, b, strict=True)])
+    return Check(name, mean, ends, "interval above 0", ends[0] > 0)
 
 
 def filters_kept(engine: Engine, export: Export, histories: list[np.ndarray]) -> int:
@@ -205,14 +219,11 @@ def run_seed(seed: int, runs: Path) -> SeedResult:
         values[f"{kind}/no-image"] = of["genrec-no-image"]["ndcg@10"][groups[kind]]
     export = Export.load(run.folder / "export")
     broken = filters_kept(TorchEngine(export), export, run.space.split.test.histories)
-    shuffled = trained(recipe_of(f"s{seed}-shuffled", seed), runs, True, run)
-    values["shuffled"] = gains(shuffled)
-    bare = shuffled.variant("genrec-no-soft")
-    bare.train()
-    values["shuffled-no-soft"] = gains(bare)
-    for name, wrong in (("cold", False), ("cold-shuffled", True)):
-        cold = trained(recipe_of(f"s{seed}-{name}", seed, split="cold_items"), runs, wrong, run)
-        values[name] = cold_recall(cold)
+    values["shuffled"] = gains(trained(longer(recipe_of(f"s{seed}-shuffled", seed)), runs, run, "inputs"))
+    values["cold"] = cold_recall(trained(recipe_of(f"s{seed}-cold", seed, split="cold_items"), runs, run, "nothing"))
+    values["cold-shuffled"] = cold_recall(
+        trained(recipe_of(f"s{seed}-cold-shuffled", seed, split="cold_items"), runs, run, "ids and inputs")
+    )
     return SeedResult(
         values=values,
         nll=read_manifest(run.folder / "alignment")["result"]["nll"],
@@ -246,32 +257,23 @@ def main() -> int:
     broken = sum(result.broken for result in results)
     chance, table = results[0].chance, results[0].table
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    pooled = {name: np.concatenate(parts) for name, parts in values.items()}
-    checks = [above_zero(f"N@10 genrec - {rival}", pooled["genrec"], pooled[rival]) for rival in RIVALS]
+    checks = [above_zero(f"N@10 genrec - {rival}", values["genrec"], values[rival]) for rival in RIVALS]
     checks.append(
-        above_zero("picture users: N@10 genrec - no-image", pooled["picture/genrec"], pooled["picture/no-image"])
+        above_zero("picture users: N@10 genrec - no-image", values["picture/genrec"], values["picture/no-image"])
     )
-    text = paired(pooled["text/genrec"], pooled["text/no-image"], N_BOOT, 0)
-    low, high = text["ci95"]
-    checks.append(
-        Check("text users: N@10 genrec - no-image", text["mean"], text["ci95"], "interval holds 0", low <= 0 <= high)
-    )
-    checks.append(above_zero("N@10 genrec - no-soft", pooled["genrec"], pooled["genrec-no-soft"]))
-    gone = paired(pooled["shuffled"], pooled["shuffled-no-soft"], N_BOOT, 0)
-    checks.append(
-        Check(
-            "shuffled features: N@10 genrec - no-soft",
-            gone["mean"],
-            gone["ci95"],
-            "interval not above 0",
-            gone["ci95"][0] <= 0,
-        )
-    )
+    same = zip(values["text/genrec"], values["text/no-image"], strict=True)
+    mean, ends = over_seeds([a - b for a, b in same])
+    checks.append(Check("text users: N@10 genrec - no-image", mean, ends, "interval holds 0", ends[0] <= 0 <= ends[1]))
+    checks.append(above_zero("N@10 genrec - no-soft", values["genrec"], values["genrec-no-soft"]))
+    checks.append(above_zero("N@10 genrec - genrec on shuffled features", values["genrec"], values["shuffled"]))
+    gone = zip(values["shuffled"], values["genrec-no-soft"], strict=True)
+    mean, ends = over_seeds([a - b for a, b in gone])
+    checks.append(Check("shuffled features: N@10 genrec - no-soft", mean, ends, "interval not above 0", ends[0] <= 0))
     for name, must, fine in (
         ("cold", "mean >= 5 x chance", lambda mean, _: mean >= 5 * chance),
         ("cold-shuffled", "interval not above chance", lambda _, ends: ends[0] <= chance),
     ):
-        mean, ends = float(pooled[name].mean()), list(ci95(pooled[name], N_BOOT, 0))
+        mean, ends = over_seeds(values[name])
         checks.append(Check(f"{name} items: R@10 (chance {chance:.4f})", mean, ends, must, bool(fine(mean, ends))))
     for a, b in (("own", "other"), ("other", "none")):
         apart = [x["ci95"][1] < y["ci95"][0] for x, y in zip(nll[a], nll[b], strict=True)]

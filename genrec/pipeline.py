@@ -27,15 +27,20 @@ LOG_SETTINGS = {
 }
 
 
+LONGER = 2  # times the epochs for a generator whose inputs say nothing about items: it learns later (docs/LOG.md)
+
+
 def _without_soft_tokens(recipe: Recipe) -> Recipe:
-    """Item features reach nothing but the ids; as many histories per step as with soft tokens, so as many steps."""
+    """Item features reach nothing but the ids; as many histories per step as with soft tokens, `LONGER` training."""
     levels, soft = recipe.semantic_ids.levels, recipe.backbone.soft_tokens
     pack = max(16, round(recipe.finetune.pack_tokens * levels / (levels + soft)))
     return recipe.model_copy(
         update={
             "backbone": recipe.backbone.model_copy(update={"soft_tokens": 0, "profile": 0}),
             "align": recipe.align.model_copy(update={"steps": 0}),
-            "finetune": recipe.finetune.model_copy(update={"pack_tokens": pack}),
+            "finetune": recipe.finetune.model_copy(
+                update={"pack_tokens": pack, "epochs": LONGER * recipe.finetune.epochs}
+            ),
         }
     )
 
