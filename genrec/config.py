@@ -188,7 +188,7 @@ class Evaluate(Settings):
     """What is compared with what."""
 
     beams: int = Field(50, ge=1, description="beam width of the generator")
-    baselines: list[Literal["popularity", "markov", "itemknn", "sasrec"]] = Field(
+    baselines: list[Literal["popularity", "markov", "itemknn", "sasrec", "sasrec-features"]] = Field(
         ["popularity", "markov", "itemknn", "sasrec"],
         description="fair simple rivals, trained in the same run",
     )
@@ -196,6 +196,7 @@ class Evaluate(Settings):
         [], description="the generator without a part, trained in the same run"
     )
     sasrec_epochs: int = Field(60, ge=1, description="most epochs of SASRec; it stops early on validation")
+    sasrec_search: bool = Field(False, description="search SASRec's rate, dropout and width on validation")
     bootstrap: int = Field(1000, ge=100, description="resamples behind each interval")
 
 

@@ -26,6 +26,7 @@ MODELS = (
     "markov",
     "itemknn",
     "sasrec",
+    "sasrec-features",
     "genrec",
     "genrec-no-image",
     "genrec-no-soft",

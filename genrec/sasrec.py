@@ -1,8 +1,9 @@
-"""SASRec (Kang and McAuley, 2018), ids only: the strong simple rival that a generator has to beat.
+"""SASRec (Kang and McAuley, 2018), on ids or on ids and item features: the strong simple rival of a generator.
 
 Differences from the paper, all in its favour (Klenitskiy and Vasilev, 2023): full-softmax cross-entropy over
 the catalogue instead of one sampled negative, normalisation before each block, AdamW. Histories are
-right-aligned, as in the paper, so the newest event always has the same, well-trained position::
+right-aligned, as in the paper, so the newest event always has the same, well-trained position. With item features an
+item's vector is its id's plus a learned linear map of the features, at the input and in the output layer alike::
 
     history [4, 7, 2], max_history 3   inputs [4, 7] -> targets [7, 2], ages [1, 0]
 """
@@ -51,24 +52,40 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Item and age embeddings, causal blocks, and the item embeddings again as the output layer."""
+    """Item and age embeddings, causal blocks, and the item vectors again as the output layer."""
 
-    def __init__(self, n_items: int, max_history: int, width: int, layers: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        n_items: int,
+        max_history: int,
+        width: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+        features: Tensor | None = None,
+    ) -> None:
+        """features: float32 [N, F] or None; rows of about length 1."""
         super().__init__()
         self.items = nn.Embedding(n_items, width)
         self.ages = nn.Embedding(max_history, width)
+        self.register_buffer("features", features, persistent=False)
+        self.content = None if features is None else nn.Linear(features.shape[1], width, bias=False)
         for table in (self.items, self.ages):
             nn.init.normal_(table.weight, std=width**-0.5)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """States after each event: inputs int64 [B, T], left-padded with PAD -> float32 [B, T, W]."""
+    def table(self) -> Tensor:
+        """Item vectors, float32 [N, W]."""
+        return self.items.weight if self.content is None else self.items.weight + self.content(self.features)
+
+    def forward(self, inputs: Tensor, table: Tensor) -> Tensor:
+        """States after each event: inputs int64 [B, T], left-padded with PAD; `table` as above -> [B, T, W]."""
         length = inputs.shape[1]
         real = inputs != PAD
         ages = torch.arange(length - 1, -1, -1, device=inputs.device)
-        x = self.dropout(self.items(inputs.clamp(min=0)) + self.ages(ages))
+        x = self.dropout(F.embedding(inputs.clamp(min=0), table) + self.ages(ages))
         causal = torch.ones(length, length, dtype=torch.bool, device=inputs.device).tril()
         # a pad sees itself, or its softmax would be over nothing; nobody sees a pad
         mask = (causal & real[:, None, :]) | torch.eye(length, dtype=torch.bool, device=inputs.device)
@@ -78,9 +95,9 @@ class Network(nn.Module):
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats over real places: inputs and targets int64 [B, T], PAD where empty."""
-        real = targets != PAD
+        real, table = targets != PAD, self.table()
         # [B, T, W] -> [events, W]; the catalogue-wide product runs on real places only
-        return F.cross_entropy(self(inputs)[real] @ self.items.weight.T, targets[real])
+        return F.cross_entropy(self(inputs, table)[real] @ table.T, targets[real])
 
 
 def left_pad(histories: list[np.ndarray]) -> Tensor:
@@ -92,8 +109,12 @@ def left_pad(histories: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(padded)
 
 
+# What `SASRec.search` tries beside a model's own settings, one setting after the other.
+GRID: dict[str, tuple[float, ...]] = {"lr": (1e-3,), "dropout": (0.2,), "width": (128,)}
+
+
 class SASRec:
-    """A trained self-attentive ranker on item ids."""
+    """A trained self-attentive ranker on item ids, and features where it has them."""
 
     def __init__(
         self,
@@ -109,21 +130,18 @@ class SASRec:
         weight_decay: float = 0.01,
         batch_size: int = 128,
         patience: int = 6,
+        features: Tensor | None = None,
         device: str = "cpu",
     ) -> None:
         """Keep the settings.
 
         `patience` counts epochs without a better validation ndcg@10, from a third of `epochs` on: before,
-        training often rests where popularity is all it knows.
+        training often rests where popularity is all it knows. `features` are those of `Network`.
         """
         self.seed, self.epochs, self.batch_size, self.patience = seed, epochs, batch_size, patience
-        self.shape = {"max_history": max_history, "width": width, "layers": layers, "heads": heads}
-        self.dropout, self.lr, self.weight_decay, self.device = (
-            dropout,
-            lr,
-            weight_decay,
-            torch.device(device),
-        )
+        self.shape = {"max_history": max_history, "layers": layers, "heads": heads}
+        self.setting = {"lr": lr, "dropout": dropout, "width": width}
+        self.weight_decay, self.features, self.device = weight_decay, features, torch.device(device)
         self.curve: list[dict[str, float]] = []
 
     def fit(
@@ -133,7 +151,7 @@ class SASRec:
         valid: Cases | None = None,
         *,
         exclude_seen: bool = True,
-        search: list[dict[str, float]] | None = None,
+        search: bool = False,
     ) -> dict[str, Any]:
         """Train, keeping the epoch with the best validation ndcg@10.
 
@@ -142,10 +160,10 @@ class SASRec:
             n_items: rows of the catalogue, N.
             valid: chooses the epoch (and the setting); without it every epoch runs and the last one counts.
             exclude_seen: as in the evaluation.
-            search: settings of ``dropout`` and ``lr`` to try; the default is the object's own.
+            search: also try the values of `GRID`, one setting after the other, and keep what validates best.
 
         Returns:
-            The chosen ``dropout``, ``lr``, ``epoch`` and its ``ndcg@10`` (None without `valid`).
+            The chosen ``lr``, ``dropout``, ``width``, ``epoch`` and its ``ndcg@10`` (None without `valid`).
 
         Raises:
             ConfigError: no history has two events, an item is outside the catalogue, a search lacks `valid`.
@@ -156,11 +174,14 @@ class SASRec:
         histories = [h[-self.shape["max_history"] - 1 :] for h in train if len(h) > 1]
         if not histories:
             raise ConfigError(f"sasrec: none of {len(train)} training histories has two events; it needs an order")
-        best: dict[str, Any] = {}
-        for setting in search or [{"dropout": self.dropout, "lr": self.lr}]:
-            result = self._train(histories, n_items, valid, exclude_seen, **setting)
-            if not best or result["ndcg@10"] > best["ndcg@10"]:
-                best = result
+        best = self._train(histories, n_items, valid, exclude_seen, self.setting)
+        for name, values in GRID.items() if search else ():
+            for value in values:
+                setting = {key: best[key] for key in self.setting} | {name: value}
+                result = self._train(histories, n_items, valid, exclude_seen, setting)
+                log.info("SASRec: %s: %.4f, best so far %.4f", setting, result["ndcg@10"], best["ndcg@10"])
+                if result["ndcg@10"] > best["ndcg@10"]:
+                    best = result
         self.network, self.curve = best.pop("network"), best.pop("curve")
         log.info("SASRec: %s", best)
         return best
@@ -171,13 +192,15 @@ class SASRec:
         n_items: int,
         valid: Cases | None,
         seen: bool,
-        dropout: float,
-        lr: float,
+        setting: dict[str, float],
     ) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.network = Network(n_items, dropout=dropout, **self.shape).to(self.device)
-            optimiser = torch.optim.AdamW(self.network.parameters(), lr=lr, weight_decay=self.weight_decay)
+            self.network = Network(
+                n_items, width=int(setting["width"]), dropout=setting["dropout"], features=self.features, **self.shape
+            ).to(self.device)
+            rate = setting["lr"]
+            optimiser = torch.optim.AdamW(self.network.parameters(), lr=rate, weight_decay=self.weight_decay)
             curve: list[dict[str, float]] = []
             best_score, best_epoch, state, step = -1.0, self.epochs, None, 0
             for epoch in range(1, self.epochs + 1):
@@ -201,7 +224,7 @@ class SASRec:
         if state is not None:
             self.network.load_state_dict(state)
         score_or_none = None if valid is None else best_score
-        chosen = {"dropout": dropout, "lr": lr, "epoch": best_epoch, "ndcg@10": score_or_none}
+        chosen = {**setting, "epoch": best_epoch, "ndcg@10": score_or_none}
         return chosen | {"network": self.network.eval(), "curve": curve}
 
     def _batches(self, histories: list[np.ndarray], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -222,5 +245,6 @@ class SASRec:
         rows = [row for row, history in enumerate(histories) if len(history)]
         if rows:
             inputs = left_pad([histories[row][-self.shape["max_history"] :] for row in rows]).to(self.device)
-            result[rows] = (self.network(inputs)[:, -1] @ self.network.items.weight.T).cpu().numpy()
+            table = self.network.table()
+            result[rows] = (self.network(inputs, table)[:, -1] @ table.T).cpu().numpy()
         return result

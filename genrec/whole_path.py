@@ -22,6 +22,7 @@ from genrec.splits import Cases
 log = logging.getLogger(__name__)
 EXAMPLES = 12
 QUANTISED_USERS = 300
+SASREC_FEATURES = 128  # per modality
 
 
 def whole_path(run: Run) -> dict[str, Any]:
@@ -47,18 +48,23 @@ def _baseline(run: Run, name: str) -> np.ndarray:
     """Top 50 of one baseline for every test case: int32 [n, 50]."""
     space, seen = run.space, run.recipe.data.exclude_seen
     split, n_items = space.split, len(space.catalogue.item_ids)
-    if name == "sasrec":
+    if name.startswith("sasrec"):
         import torch
 
+        from genrec.adapters.profile import content_keys
         from genrec.sasrec import SASRec
 
+        features = None
+        if name == "sasrec-features":
+            features = torch.cat([*content_keys(space.features, ~split.cold, SASREC_FEATURES).values()], 1)
         ranker: Any = SASRec(
             seed=run.recipe.seed,
             epochs=run.recipe.evaluate.sasrec_epochs,
             max_history=run.recipe.data.max_history,
+            features=features,
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
-        ranker.fit(split.train, n_items, split.valid, exclude_seen=seen)
+        ranker.fit(split.train, n_items, split.valid, exclude_seen=seen, search=run.recipe.evaluate.sasrec_search)
     else:
         ranker = {"popularity": Popularity, "markov": Markov, "itemknn": ItemKNN}[name]()
         ranker.fit(split.train, n_items)

@@ -72,7 +72,7 @@ def test_batched_loss_equals_one_history_at_a_time(network):
     def by_hand(history):
         """One history alone, unpadded, one place after the other."""
         inputs = torch.from_numpy(history[:-1].astype(np.int64))[None]
-        logits = (network(inputs)[0] @ network.items.weight.T).detach()
+        logits = (network(inputs, network.table())[0] @ network.items.weight.T).detach()
         picked = torch.log_softmax(logits, -1)
         return [-float(picked[t, history[t + 1]]) for t in range(len(history) - 1)]
 
@@ -102,7 +102,7 @@ def test_no_place_sees_what_comes_after(network):
     inputs = left_pad([HISTORIES[0]])
     changed = inputs.clone()
     changed[0, 4:] = 11
-    before, after = network(inputs), network(changed)
+    before, after = network(inputs, network.table()), network(changed, network.table())
     torch.testing.assert_close(before[0, :4], after[0, :4])
     assert not torch.allclose(before[0, 4:], after[0, 4:], atol=1e-3)
 
@@ -133,19 +133,43 @@ def test_same_seed_same_model_and_the_global_generator_is_left_alone():
     assert not np.allclose(first.scores(walks), other.scores(walks))
 
 
-def test_search_takes_the_better_setting():
+def test_search_takes_the_better_settings(monkeypatch):
+    monkeypatch.setattr("genrec.sasrec.GRID", {"lr": (1e-2, 1e-7), "width": (8,)})
     walks = planted(150, seed=7)
-    model = SASRec(epochs=6, width=16)
-    settings = [{"dropout": 0.1, "lr": 1e-6}, {"dropout": 0.1, "lr": 1e-2}]
-    found = model.fit([w[:-1] for w in walks], N_ITEMS, make_cases(walks), search=settings)
+    model = SASRec(epochs=6, width=16, lr=1e-6, dropout=0.1)
+    found = model.fit([w[:-1] for w in walks], N_ITEMS, make_cases(walks), search=True)
     assert found["lr"] == 1e-2
     assert found["ndcg@10"] == ndcg10(model, make_cases(walks), True)
+    assert model.network.items.weight.shape[1] == found["width"]
+
+
+def test_features_teach_about_items_that_training_never_shows():
+    """Items 30 to 59 share a feature with items 0 to 29 and are never trained on: only features can rank them."""
+    kind = np.tile(np.arange(6), 10)  # the next item is of the next kind
+    features = torch.nn.functional.one_hot(torch.from_numpy(kind), 6).float()
+    rng = np.random.default_rng(8)
+
+    def walks(low, high, n):
+        starts = rng.integers(6, size=n)
+        pick = [[rng.choice(np.flatnonzero(kind[low:high] == (s + t) % 6)) + low for t in range(6)] for s in starts]
+        return [np.array(w, dtype=np.int32) for w in pick]
+
+    train, fresh = walks(0, 30, 300), make_cases(walks(30, 60, 200))
+    scores = {}
+    for name, given in (("ids", None), ("features", features), ("shuffled", features[rng.permutation(60)])):
+        model = SASRec(epochs=15, width=16, dropout=0.1, features=given)
+        model.fit(train, N_ITEMS)
+        # among the new items alone
+        top = model.scores(fresh.histories)[:, 30:]
+        scores[name] = float(np.mean(kind[30:][top.argmax(1)] == kind[fresh.targets]))
+    assert scores["features"] > 0.9
+    assert max(scores["ids"], scores["shuffled"]) < 0.4
 
 
 def test_nothing_to_learn_from_is_an_error():
     with pytest.raises(ConfigError, match="none of 2 training histories has two events"):
         SASRec().fit([np.array([1], np.int32), np.array([], np.int32)], 5)
     with pytest.raises(ConfigError, match="a search needs validation cases"):
-        SASRec().fit([np.array([1, 2], np.int32)], 5, search=[{"dropout": 0.1, "lr": 1e-3}])
+        SASRec().fit([np.array([1, 2], np.int32)], 5, search=True)
     with pytest.raises(ConfigError, match=r"span 1\.\.9"):
         SASRec().fit([np.array([1, 9], np.int32)], 5)
