@@ -23,3 +23,50 @@ def side_by_side(histories: Histories, device: torch.device) -> tuple[Tensor, Te
     flat = np.concatenate([np.empty(0, np.int64), *(np.asarray(history, np.int64) for history in histories)])
     owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
     return torch.from_numpy(flat).to(device), owner, sizes
+
+
+def ages(owner: Tensor, sizes: Tensor) -> Tensor:
+    """int64 [H]: events after each event of `side_by_side`'s histories; 0 for the newest."""
+    return sizes.cumsum(0)[owner] - 1 - torch.arange(len(owner), device=owner.device)
+
+
+def faded_sums(rows: Tensor, first: Tensor, decay: Tensor) -> Tensor:
+    """Before each event, what its history's earlier events add up to, an event of age s weighing ``decay ** s``.
+
+    Example: the rows a, b, c of one history have the sums 0, a and ``b + decay * a``.
+
+    Args:
+        rows: [M, W], one per event, histories side by side, oldest first.
+        first: int64 [M], where each event's history begins.
+        decay: scalar in 0..1.
+
+    Returns:
+        [M, W].
+    """
+    totals = [rows[:0]]
+    lengths = first.unique_consecutive(return_counts=True)[1]
+    for history in rows.split(lengths.tolist()):  # [T, W]
+        at = torch.arange(len(history), device=rows.device)
+        age = at[:, None] - 1 - at  # of event j before event t
+        totals.append(torch.where(age >= 0, decay ** age.clamp(min=0), 0.0) @ history)
+    return torch.cat(totals)
+
+
+def earlier_events(first: Tensor) -> tuple[Tensor, Tensor]:
+    """Every pair of an event and an earlier one of its history.
+
+    Example: the histories (7, 3) and (5, 2, 9), with first 0, 0, 2, 2, 2, have the earlier events 0 of 1, 2 of 3, and
+    2 and 3 of 4: the result is ``[0, 2, 2, 3], [1, 3, 4, 4]``.
+
+    Args:
+        first: int64 [M], where each event's history begins, histories side by side.
+
+    Returns:
+        the earlier events and the events, int64 [H] each.
+    """
+    at = torch.arange(len(first), device=first.device)
+    sizes = at - first
+    owner = torch.repeat_interleave(at, sizes)
+    begin = sizes.cumsum(0) - sizes
+    place = torch.arange(len(owner), device=first.device) - begin[owner] + first[owner]
+    return place, owner

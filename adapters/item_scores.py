@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from genrec.adapters.histories import Histories
 from genrec.adapters.neighbours import WINDOW, Neighbours, Table
 from genrec.adapters.profile import Profile
+from genrec.adapters.repeats import Repeats
 
 KEYS = "keys."  # of the profile's frozen arrays in a saved file; those of a table have its name
 TABLES = ("neighbours", "followers")
 
 
 class ItemScores(nn.Module):
-    """A `Profile`, two tables of `Neighbours`, or some: scores that `genrec.trie.Trie.prior` spreads over the ids."""
+    """A `Profile`, two tables of `Neighbours`, or some, and `Repeats`; `genrec.trie.Trie.prior` spreads their sum."""
 
     def __init__(self, profile: Profile | None, neighbours: Table | None, followers: Table | None):
         """
@@ -27,15 +28,17 @@ class ItemScores(nn.Module):
             followers: what `genrec.adapters.neighbours.follower_table` returns.
         """
         super().__init__()
-        assert any(part is not None for part in (profile, neighbours, followers))
+        sizes = [len(of[0]) for of in (neighbours, followers) if of is not None]
+        sizes += [len(profile.keys(name)) for name in profile.names] if profile is not None else []
+        assert sizes, "neither content nor a log to score by"
         self.profile = profile
         self.neighbours = None if neighbours is None else Neighbours(*neighbours)
         self.followers = None if followers is None else Neighbours(*followers, within=WINDOW)
+        self.repeats = Repeats(sizes[0])
 
-    def _sum(self, scores: Callable[[Profile | Neighbours], Tensor]) -> Tensor:
+    def _sum(self, scores: Callable[[Profile | Neighbours | Repeats], Tensor]) -> Tensor:
         parts = (self.profile, self.neighbours, self.followers)
-        first, *others = (scores(part) for part in parts if part is not None)
-        return sum(others, first)
+        return sum((scores(part) for part in parts if part is not None), scores(self.repeats))
 
     def forward(self, histories: Histories) -> Tensor:
         """B histories of catalogue rows, oldest first -> float32 [B, N], nats up to a constant per row."""

@@ -15,7 +15,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from genrec.adapters.histories import Histories, side_by_side
+from genrec.adapters.histories import Histories, ages, faded_sums, side_by_side
 from genrec.cooccurrence import users_in_common, users_in_turn
 
 WINDOW = 3  # events within which a follower follows
@@ -119,9 +119,8 @@ class Neighbours(nn.Module):
     def forward(self, histories: Histories) -> Tensor:
         """B histories of catalogue rows, oldest first -> float32 [B, N], 0 where no neighbour leads."""
         items, owner, sizes = side_by_side(histories, self.get_buffer("columns").device)
-        age = sizes.cumsum(0)[owner] - 1 - torch.arange(len(items), device=items.device)
         columns, values = self._rows(items, None)
-        values = values * self.learned()["decay"] ** age[:, None]
+        values = values * self.learned()["decay"] ** ages(owner, sizes)[:, None]
         width = len(self.get_buffer("columns")) + 1
         total = values.new_zeros(len(sizes) * width)
         total = total.index_add(0, (owner[:, None] * width + columns).flatten(), values.flatten())
@@ -135,14 +134,7 @@ class Neighbours(nn.Module):
         columns, values = self._rows(items, self._own(items, first))
         n_items = len(self.get_buffer("columns"))
         rows = values.new_zeros(len(items), n_items + 1).scatter(1, columns, values)[:, :n_items]
-        decay, totals = self.learned()["decay"], []
-        _, lengths = first.unique_consecutive(return_counts=True)
-        for history in rows.split(lengths.tolist()):  # [T, N]
-            at = torch.arange(len(history), device=items.device)
-            age = at[:, None] - 1 - at  # of event j before event t
-            fades = torch.where(age >= 0, decay ** age.clamp(min=0), 0.0)
-            totals.append(fades @ history)
-        return self._score(torch.cat(totals) if totals else rows)
+        return self._score(faded_sums(rows, first, self.learned()["decay"]))
 
     def _rows(self, items: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
         """Columns int64 [H, k] of items int64 [H] and what each adds, float32 [H, k]; `own` bool [H, N + 1]."""

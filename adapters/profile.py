@@ -2,10 +2,10 @@
 
 A taste that lasts shows in the *mean* of what a user chose: ten blue things make a blue mean, ten things of any colour
 make none. A transformer learns to average its context only slowly; here the mean is taken outright, and what remains to
-be learned is how much it counts. The scores are a prior over items that `genrec.trie.Trie.prior` spreads over the
-semantic ids, so the language model writes codes on top of what content alone says, and items that no user has touched
-yet are reached through their content. Close relatives are content-based neighbours, and LIGER's dense scores beside
-generated ids (Yang et al. 2024, arXiv:2411.18814).
+be learned is how much it counts, and how much faster old events fade than new ones. The scores are a prior over items
+that `genrec.trie.Trie.prior` spreads over the semantic ids, so the language model writes codes on top of what content
+alone says, and items that no user has touched yet are reached through their content. Close relatives are content-based
+neighbours, and LIGER's dense scores beside generated ids (Yang et al. 2024, arXiv:2411.18814).
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.adapters.histories import Histories, side_by_side
+from genrec.adapters.histories import Histories, ages, faded_sums, side_by_side
 from genrec.encoders.features import Features
 
 HIDDEN = 32  # width of the gate's inner layer
 SHARPNESS = 3.0  # a gate's unit in nats; with the first bias of 2 a cosine of 1 weighs about 6 nats
+DECAY = 0.95  # first value, of an event's weight per later event
+STRETCH = 10.0  # the decay's logit is stored divided by it: steps that suit matrices would hardly move it
 FLAT = 1e-6  # a feature that varies less than this is constant
 
 
@@ -57,8 +59,9 @@ def content_keys(features: dict[str, Features], fit_on: np.ndarray, width: int) 
 class Profile(nn.Module):
     """Scores of all items from the means of a history's keys.
 
-    ``score(i) = sum over modalities of gate_m * (mean_m A_m) . key_m(i)``: ``A_m`` starts as the identity, and the
-    gates read how coherent the history is (the length of each mean) and how long.
+    ``score(i) = sum over modalities of gate_m * (mean_m A_m) . key_m(i)``: an event of age s weighs ``decay_m ** s`` in
+    the mean, ``A_m`` starts as the identity, and the gates read how coherent the history is (the length of each mean)
+    and how long.
     """
 
     def __init__(self, keys: dict[str, Tensor]):
@@ -71,6 +74,8 @@ class Profile(nn.Module):
         for name in self.names:
             self.register_buffer(f"keys_{name}", keys[name], persistent=False)
         self.maps = nn.ParameterDict({m: nn.Parameter(torch.eye(keys[m].shape[1])) for m in self.names})
+        first = torch.full((len(self.names),), np.log(DECAY / (1 - DECAY)) / STRETCH)
+        self.logit_decays = nn.Parameter(first)
         last = nn.Linear(HIDDEN, len(self.names))
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, 2.0)
@@ -80,22 +85,26 @@ class Profile(nn.Module):
         """float32 [N, E_m]."""
         return self.get_buffer(f"keys_{name}")
 
+    def decays(self) -> Tensor:
+        """float32 [modalities], in the order of `names`."""
+        return (STRETCH * self.logit_decays).sigmoid()
+
     def forward(self, histories: Histories) -> Tensor:
         """Scores for whole histories.
 
         Args:
-            histories: B histories of catalogue rows, in any order: the mean knows none.
+            histories: B histories of catalogue rows, oldest first.
 
         Returns:
             float32 [B, N], nats up to a constant per row; all zero for an empty history.
         """
-        items, owner, sizes = side_by_side(histories, self.keys(self.names[0]).device)
-        sums, counts = {}, {}
-        for name in self.names:
-            keys = self.keys(name)[items]
-            sums[name] = keys.new_zeros(len(sizes), keys.shape[1]).index_add(0, owner, keys)
-            counts[name] = keys.new_zeros(len(sizes)).index_add(0, owner, keys.any(1).to(keys.dtype))
-        return self._scores(sums, counts, sizes)
+        items, owner, sizes = side_by_side(histories, self.logit_decays.device)
+        age = ages(owner, sizes)[:, None]
+        means = {}
+        for name, decay in zip(self.names, self.decays(), strict=True):
+            rows = decay**age * self._rows(name, items)
+            means[name] = self._mean(rows.new_zeros(len(sizes), rows.shape[1]).index_add(0, owner, rows))
+        return self._scores(means, sizes)
 
     def of_events(self, items: Tensor, first: Tensor) -> Tensor:
         """Scores before each of many events, from the events of the same history before it: one pass for training.
@@ -110,20 +119,24 @@ class Profile(nn.Module):
         Returns:
             float32 [M, N].
         """
-        at = torch.arange(len(items), device=items.device)
-        sums, counts = {}, {}
-        for name in self.names:
-            keys = self.keys(name)[items]
-            before = keys.cumsum(0) - keys
-            sums[name] = before - before[first]
-            there = keys.any(1).to(keys.dtype)
-            before = there.cumsum(0) - there
-            counts[name] = before - before[first]
-        return self._scores(sums, counts, at - first)
+        means = {
+            name: self._mean(faded_sums(self._rows(name, items), first, decay))
+            for name, decay in zip(self.names, self.decays(), strict=True)
+        }
+        return self._scores(means, torch.arange(len(items), device=items.device) - first)
 
-    def _scores(self, sums: dict[str, Tensor], counts: dict[str, Tensor], events: Tensor) -> Tensor:
-        """sums[m] [B, E_m], counts[m] [B] items that have the modality, events int64 [B] -> [B, N]."""
-        means = {m: sums[m] / counts[m].clamp(min=1)[:, None] for m in self.names}
+    def _rows(self, name: str, items: Tensor) -> Tensor:
+        """items int64 [H] -> [H, E + 1]: their keys, and a 1 where an item has the modality."""
+        keys = self.keys(name)[items]
+        return torch.cat([keys, keys.any(1, keepdim=True).to(keys.dtype)], 1)
+
+    @staticmethod
+    def _mean(sums: Tensor) -> Tensor:
+        """Weighted sums of such rows [B, E + 1] -> weighted means [B, E]; zeros where no item has the modality."""
+        return sums[:, :-1] / sums[:, -1:].clamp(min=torch.finfo(sums.dtype).tiny)
+
+    def _scores(self, means: dict[str, Tensor], events: Tensor) -> Tensor:
+        """means[m] [B, E_m], events int64 [B] -> [B, N]."""
         lengths = torch.stack([means[m].norm(dim=1) for m in self.names], 1)  # [B, modalities]
         signs = torch.cat([SHARPNESS * lengths, events.clamp(min=1).log().to(lengths)[:, None]], 1)
         gates = SHARPNESS * F.softplus(self.gate(signs))

@@ -51,7 +51,9 @@ def recipe_of(name: str, seed: int, **data: Any) -> Recipe:
             "name": name,
             "seed": seed,
             "data": demo.data.model_copy(update=data),
-            "evaluate": demo.evaluate.model_copy(update={"ablations": ["genrec-no-image", "genrec-no-soft"]}),
+            "evaluate": demo.evaluate.model_copy(
+                update={"ablations": ["genrec-no-image", "genrec-no-soft"], "sasrec_search": True}
+            ),
         }
     )
 

@@ -102,8 +102,9 @@ class Markov:
 
     grid: ClassVar = {"decay": (0.0, 0.25, 0.5, 1.0), "backoff": (0.5, 3.0, 20.0)}
 
-    def __init__(self, decay: float = 0.25, backoff: float = 3.0) -> None:
-        self.decay, self.backoff = decay, backoff
+    def __init__(self, decay: float = 0.25, backoff: float = 3.0, repeats: bool = True) -> None:
+        """`repeats`: whether items of the history may come back; without, they score -inf."""
+        self.decay, self.backoff, self.repeats = decay, backoff, repeats
 
     def fit(self, train: list[np.ndarray], n_items: int) -> None:
         """Count the transitions at each lag; train holds int32 histories, oldest event first."""
@@ -120,7 +121,7 @@ class Markov:
             self.totals.append(np.bincount(source, minlength=n_items).astype(np.float32))
 
     def tune(self, valid: Cases, exclude_seen: bool = True) -> dict[str, float]:
-        """Choose decay and back-off on validation's ndcg@10; returns the choice and its ``ndcg@10``."""
+        """Choose decay, back-off and repeats on validation's ndcg@10; returns the choice and its ``ndcg@10``."""
         return _tune(self, self.grid, valid, exclude_seen)
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
@@ -136,7 +137,7 @@ class Markov:
             counts = self.transitions[lag - 1][last].toarray() * known[:, None]
             seen = self.totals[lag - 1][last] * known
             total += weight * (counts + self.backoff * self.popularity) / (seen + self.backoff)[:, None]
-        return total
+        return total if self.repeats else _without(total, histories)
 
 
 class ItemKNN:
@@ -149,8 +150,9 @@ class ItemKNN:
     grid: ClassVar = {"decay": (1.0, 0.8, 0.5, 0.2), "shrinkage": (0.0, 5.0, 20.0)}
     tie_break = 1e-6
 
-    def __init__(self, decay: float = 0.8, shrinkage: float = 5.0) -> None:
-        self.decay, self.shrinkage = decay, shrinkage
+    def __init__(self, decay: float = 0.8, shrinkage: float = 5.0, repeats: bool = True) -> None:
+        """`repeats`: whether items of the history may come back; without, they score -inf."""
+        self.decay, self.shrinkage, self.repeats = decay, shrinkage, repeats
 
     def fit(self, train: list[np.ndarray], n_items: int) -> None:
         """Count the users that any two items share; train holds int32 histories."""
@@ -169,7 +171,7 @@ class ItemKNN:
         self.fitted_shrinkage = self.shrinkage
 
     def tune(self, valid: Cases, exclude_seen: bool = True) -> dict[str, float]:
-        """Choose decay and shrinkage on validation's ndcg@10; returns the choice and its ``ndcg@10``."""
+        """Choose decay, shrinkage and repeats on validation's ndcg@10; returns the choice and its ``ndcg@10``."""
         return _tune(self, self.grid, valid, exclude_seen)
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
@@ -182,7 +184,15 @@ class ItemKNN:
         weights = (self.decay**steps).astype(np.float32)
         shape = (len(histories), len(self.takers))
         profile = sparse.csr_matrix((weights, (users, items)), shape)
-        return (profile @ self.similarity).toarray() + self.tie_break * self.popularity
+        total = (profile @ self.similarity).toarray() + self.tie_break * self.popularity
+        return total if self.repeats else _without(total, histories)
+
+
+def _without(scores: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+    """Scores [B, N] with -inf at every history's own items, in place."""
+    for row, history in zip(scores, histories, strict=True):
+        row[history] = -np.inf
+    return scores
 
 
 Grid = dict[str, tuple[float, ...]]
@@ -190,6 +200,7 @@ Grid = dict[str, tuple[float, ...]]
 
 def _tune(ranker: Markov | ItemKNN, grid: Grid, valid: Cases, seen: bool) -> dict[str, float]:
     results = []
+    grid = grid if seen else grid | {"repeats": (True, False)}  # an evaluation that leaves them out asks nothing
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
         vars(ranker).update(setting)

@@ -25,9 +25,11 @@ def profile_scores(profile, history: list[int]) -> np.ndarray:
     state = {name: value.double().numpy() for name, value in profile.state_dict().items()}
     keys = {name: profile.keys(name).double().numpy() for name in profile.names}
     means = {}
-    for name in profile.names:
-        rows = [keys[name][item] for item in history if keys[name][item].any()]
-        means[name] = np.mean(rows, 0) if rows else np.zeros(keys[name].shape[1])
+    for name, logit in zip(profile.names, 10.0 * state["logit_decays"], strict=True):
+        fade = 1 / (1 + np.exp(-logit))
+        rows = [(fade**age, keys[name][item]) for age, item in enumerate(reversed(history)) if keys[name][item].any()]
+        total = sum(weight * row for weight, row in rows)
+        means[name] = total / sum(weight for weight, _ in rows) if rows else np.zeros(keys[name].shape[1])
     signs = [3.0 * np.linalg.norm(means[name]) for name in profile.names] + [np.log(max(len(history), 1))]
     inner = state["gate.0.weight"] @ signs + state["gate.0.bias"]
     inner = torch.nn.functional.gelu(torch.from_numpy(inner)).numpy()
@@ -52,6 +54,15 @@ def neighbour_scores(neighbours, history: list[int]) -> np.ndarray:
         for column, count, norm in zip(columns[item], counts[item], norms[item], strict=True):
             total[column] += learned["decay"] ** age * count / (norm + learned["shrinkage"])
     return learned["weight"] * np.log1p(learned["scale"] * total[:-1])
+
+
+def item_scores(scores, history: list[int]) -> np.ndarray:
+    """Scores [N] of a `genrec.adapters.item_scores.ItemScores` that has all its parts, in float64."""
+    total = profile_scores(scores.profile, history)
+    for table in (scores.neighbours, scores.followers):
+        total += neighbour_scores(table, history)
+    total[history] += 10 * scores.repeats.stored.item()
+    return total
 
 
 def code_weights(scores: np.ndarray, codes: np.ndarray, prefix: list[int], n_codes: int) -> np.ndarray:

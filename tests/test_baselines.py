@@ -134,6 +134,18 @@ def test_tuning_takes_the_best_of_the_grid():
             assert ndcg10(model, cases, True) <= chosen["ndcg@10"] + 1e-12
 
 
+@pytest.mark.parametrize("repeats", [True, False])
+def test_tuning_finds_out_whether_items_repeat(repeats):
+    rng = np.random.default_rng(5)
+    walks = [rng.permutation(20)[:6].astype(np.int32) for _ in range(300)]
+    targets = [int(w[rng.integers(6)]) if repeats else int(rng.choice(np.setdiff1d(np.arange(20), w))) for w in walks]
+    model = ItemKNN()
+    model.fit([np.append(w, t).astype(np.int32) for w, t in zip(walks, targets, strict=True)], 20)
+    model.similarity += np.eye(20)  # so that what is in the history comes first
+    assert model.tune(make_cases(walks, targets), exclude_seen=False)["repeats"] is repeats
+    assert np.isneginf(model.scores(walks)).any() is np.bool_(not repeats)
+
+
 def test_rank_does_not_depend_on_the_batch():
     train, n_items = small_log()
     model = Markov()

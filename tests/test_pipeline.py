@@ -20,7 +20,8 @@ from genrec.serving.torch_engine import TorchEngine
 from tests.conftest import WITH_ABLATIONS, logged, manifest_times, ran, tiny_recipe
 
 STAGES = ["source", "catalog", "interactions", "features/text", "features/image", "base", "semantic_ids", "alignment"]
-STAGES += ["lora", "eval", "export", "export-int8", "export-nf4", "quantised"]
+BASELINES = [f"baselines/{name}" for name in ("popularity", "markov", "itemknn", "sasrec")]
+STAGES += [*BASELINES, "lora", "eval", "export", "export-int8", "export-nf4", "quantised"]
 MODELS = ["oracle", "popularity", "markov", "itemknn", "sasrec", "genrec", "genrec-no-image", "genrec-no-soft"]
 
 
@@ -90,7 +91,7 @@ NO_SOFT = {f"ablations/genrec-no-soft/{stage}" for stage in ("semantic_ids", "lo
         ({"data": {"max_text_chars": 9_999}}, {*STAGES, *NO_IMAGE, *NO_SOFT} - {"source"}),
         (
             {"data": {"max_history": 7}},
-            {*IDS_ON, *NO_IMAGE, *NO_SOFT, "interactions"},
+            {*IDS_ON, *NO_IMAGE, *NO_SOFT, *BASELINES, "interactions"},
         ),
         ({"encode": {"image": None}}, {*IDS_ON, *NO_SOFT}),
         ({"semantic_ids": {"codes": 7}}, {*IDS_ON, *NO_IMAGE, *NO_SOFT}),
@@ -119,7 +120,7 @@ def test_one_setting_runs_only_what_depends_on_it(whole, tmp_path, monkeypatch, 
             write_json(target / MANIFEST, {**manifest, "key": key})  # so that what depends on it sees a new key
         return target
 
-    for module in ("pipeline", "whole_path", "serving.quantise"):
+    for module in ("pipeline", "baseline_rankings", "whole_path", "serving.quantise"):
         monkeypatch.setattr(f"genrec.{module}.run_stage", note)
     sections = {**sections, "evaluate": {**WITH_ABLATIONS, **sections.get("evaluate", {})}}
     logged(Run.create(resolve_recipe(tiny_recipe(**sections)), tmp_path))

@@ -18,7 +18,7 @@ from genrec.serving.resolve import MAX_POSITIONS, max_positions, recommend_promp
 from genrec.serving.select_engine import make_engine
 from genrec.serving.torch_engine import TorchEngine, _batches
 from tests.export_fixture import make_export
-from tests.oracles import code_weights, neighbour_scores, profile_scores, trie_log_softmax
+from tests.oracles import code_weights, item_scores, trie_log_softmax
 
 
 @pytest.fixture(scope="module", params=["qwen3", "llama"])
@@ -40,9 +40,7 @@ def brute_force(engine: TorchEngine, history: list[int]) -> np.ndarray:
     logits = lm(inputs_embeds=embeds).logits[:, len(prompt.input_ids) - 1 : -1]
     scores = np.zeros(len(tokens))
     assert export.item_scores is not None
-    content = profile_scores(export.item_scores.profile, history)
-    for table in (export.item_scores.neighbours, export.item_scores.followers):
-        content += neighbour_scores(table, history)
+    content = item_scores(export.item_scores, history)
     n_codes = export.layout.n_codes
     for level in range(export.layout.levels):
         first = export.layout.sid_start + level * n_codes

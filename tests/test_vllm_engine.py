@@ -21,7 +21,7 @@ from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.vllm_engine import VllmEngine, input_embedding
 from tests.export_fixture import CODES, LEVELS, make_export
-from tests.oracles import code_weights, neighbour_scores, profile_scores, trie_log_softmax
+from tests.oracles import code_weights, item_scores, trie_log_softmax
 
 pytest.importorskip("vllm", reason="needs the extra cpu or gpu")
 pytestmark = pytest.mark.vllm
@@ -70,9 +70,7 @@ def all_scores(export: Export, model, rows: list[int]) -> np.ndarray:
     sequences = torch.cat([prompt.expand(len(tokens), -1, -1), embedding[tokens[:, :-1]]], 1)
     logits = model(inputs_embeds=sequences).logits[:, -LEVELS:]  # [N, L, V]
     assert export.item_scores is not None
-    prior = profile_scores(export.item_scores.profile, rows)
-    for table in (export.item_scores.neighbours, export.item_scores.followers):
-        prior += neighbour_scores(table, rows)
+    prior = item_scores(export.item_scores, rows)
     scores = torch.zeros(len(tokens))
     for level in range(LEVELS):
         first = export.layout.sid_start + level * CODES

@@ -1,0 +1,72 @@
+"""baselines/NAME: what each rival ranks for the test users, fitted and tuned once per data and setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genrec.artefacts import key_at, run_stage
+from genrec.baselines import ItemKNN, Markov, Popularity, rank
+from genrec.pipeline import Run
+
+FEATURES = 128  # values per modality that sasrec-features reads
+
+
+def rank_baseline(run: Run, name: str) -> Path:
+    """The folder with one baseline's top 50 for every test case, int32 [n, 50], in top.npy; its manifest says what
+    validation chose.
+
+    Args:
+        run: prepared, and encoded where `name` reads features.
+        name: one of `genrec.config.Evaluate.baselines`.
+    """
+    space, recipe = run.space, run.recipe
+    settings: dict[str, Any] = {"exclude_seen": recipe.data.exclude_seen}
+    inputs = {"interactions": key_at(run.shared / "interactions")}
+    if name.startswith("sasrec"):
+        settings |= {
+            "seed": recipe.seed,
+            "epochs": recipe.evaluate.sasrec_epochs,
+            "search": recipe.evaluate.sasrec_search,
+            "max_history": recipe.data.max_history,
+        }
+    if name == "sasrec-features":
+        inputs |= {m: key_at(run.shared / "features" / m) for m in space.features}
+
+    def build(out: Path) -> dict[str, Any]:
+        ranker, chosen = _fitted(run, name)
+        seen = recipe.data.exclude_seen
+        top = rank(ranker, space.split.test.histories, exclude_seen=seen, allowed=space.catalogue.available)
+        np.save(out / "top.npy", top)
+        return chosen
+
+    return run_stage(run.folder, f"baselines/{name}", settings, inputs, build, run.force)
+
+
+def _fitted(run: Run, name: str) -> tuple[Any, dict[str, Any]]:
+    """The ranker and what validation chose for it."""
+    space, recipe = run.space, run.recipe
+    split, n_items, seen = space.split, len(space.catalogue.item_ids), recipe.data.exclude_seen
+    if not name.startswith("sasrec"):
+        ranker: Any = {"popularity": Popularity, "markov": Markov, "itemknn": ItemKNN}[name]()
+        ranker.fit(split.train, n_items)
+        return ranker, {} if name == "popularity" else ranker.tune(split.valid, seen)
+    import torch
+
+    from genrec.adapters.profile import content_keys
+    from genrec.sasrec import SASRec
+
+    features = None
+    if name == "sasrec-features":
+        features = torch.cat([*content_keys(space.features, ~split.cold, FEATURES).values()], 1)
+    ranker = SASRec(
+        seed=recipe.seed,
+        epochs=recipe.evaluate.sasrec_epochs,
+        max_history=recipe.data.max_history,
+        features=features,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    chosen = ranker.fit(split.train, n_items, split.valid, exclude_seen=seen, search=recipe.evaluate.sasrec_search)
+    return ranker, chosen
