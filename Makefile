@@ -26,7 +26,7 @@ export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 export TOKENIZERS_PARALLELISM ?= false
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: help env demo test lint format type cov gpu bench-demo bench lock clean
+.PHONY: help env demo test lint format type cov gpu bench-demo bench-real bench-accuracy bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -87,8 +87,14 @@ gpu: $(STAMP)  ## the tests that need an NVIDIA GPU
 bench-demo: $(STAMP)  ## the demo's numbers again, beside the baselines
 	$(PY) -m benchmarks.demo
 
-bench: $(STAMP)  ## every benchmark
-	for file in benchmarks/[a-z]*.py; do $(PY) -m "benchmarks.$$(basename $$file .py)"; done
+bench-accuracy: $(STAMP)  ## real data, all rivals and ablations; hours on a CPU, goes on where it stopped
+	$(PY) -m benchmarks.accuracy
+
+bench-real: $(STAMP)  ## the whole path on the real sets that lie beside the checkout
+	$(PY) -m benchmarks.real amazon-scientific
+	$(PY) -m benchmarks.real movielens-1m-posters
+
+bench: bench-demo bench-real bench-accuracy  ## every benchmark
 
 lock:  ## resolve anew and rewrite constraints/cpu.txt (on a machine without a GPU)
 	$(PYTHON) -m venv --clear .venv-lock

@@ -70,11 +70,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe_of(name: str, **changes: Any) -> Recipe:
+def recipe_of(dataset: str, **changes: Any) -> Recipe:
     """The recipe of one set; `changes` update sections ("data", "evaluate", ...) or set "name" and "seed"."""
-    raw = json.loads(json.dumps(RECIPES[name])) | {"name": name}
-    raw["data"] |= {"items": str(DATA / name / "items.jsonl")}
-    raw["data"] |= {"interactions": str(DATA / name / "interactions.parquet")}
+    raw = json.loads(json.dumps(RECIPES[dataset])) | {"name": dataset}
+    raw["data"] |= {"items": str(DATA / dataset / "items.jsonl")}
+    raw["data"] |= {"interactions": str(DATA / dataset / "interactions.parquet")}
     for key, value in changes.items():
         raw[key] = raw[key] | value if isinstance(value, dict) else value
     return resolve_recipe(raw)

@@ -192,9 +192,17 @@ class Evaluate(Settings):
         ["popularity", "markov", "itemknn", "sasrec"],
         description="fair simple rivals, trained in the same run",
     )
-    ablations: list[Literal["genrec-no-image", "genrec-no-soft", "genrec-no-profile", "genrec-no-neighbours"]] = Field(
-        [], description="the generator without a part, trained in the same run"
-    )
+    ablations: list[
+        Literal[
+            "genrec-no-image",
+            "genrec-no-text",
+            "genrec-no-soft",
+            "genrec-no-profile",
+            "genrec-no-neighbours",
+            "genrec-no-scores",
+            "tiger",
+        ]
+    ] = Field([], description="the generator without a part, trained in the same run")
     sasrec_epochs: int = Field(60, ge=1, description="most epochs of SASRec; it stops early on validation")
     sasrec_search: bool = Field(False, description="search SASRec's rate, dropout and width on validation")
     bootstrap: int = Field(1000, ge=100, description="resamples behind each interval")

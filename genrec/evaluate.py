@@ -27,11 +27,14 @@ MODELS = (
     "itemknn",
     "sasrec",
     "sasrec-features",
+    "tiger",
     "genrec",
     "genrec-no-image",
+    "genrec-no-text",
     "genrec-no-soft",
     "genrec-no-profile",
     "genrec-no-neighbours",
+    "genrec-no-scores",
 )
 GROUP_METRICS = ("recall@10", "ndcg@10")
 TABLE_METRICS = ("recall@10", "recall@50", "ndcg@10", "mrr", "cold_recall@10")

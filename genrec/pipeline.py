@@ -45,13 +45,28 @@ def _without_soft_tokens(recipe: Recipe) -> Recipe:
     )
 
 
+def _ids_of_content_alone(recipe: Recipe) -> Recipe:
+    """A TIGER-style generator (Rajput et al. 2023, arXiv:2305.05065): ids of content, no other sign of an item."""
+    return _without(
+        _without_soft_tokens(recipe), backbone={"neighbours": 0}, semantic_ids={"collaborative_weight": 0.0}
+    )
+
+
+def _without(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
+    """The recipe with some settings of some sections changed."""
+    return recipe.model_copy(
+        update={name: getattr(recipe, name).model_copy(update=of) for name, of in sections.items()}
+    )
+
+
 VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
-    "genrec-no-image": lambda r: r.model_copy(update={"encode": r.encode.model_copy(update={"image": None})}),
+    "genrec-no-image": lambda r: _without(r, encode={"image": None}),
+    "genrec-no-text": lambda r: _without(r, encode={"text": None}),
     "genrec-no-soft": _without_soft_tokens,
-    "genrec-no-profile": lambda r: r.model_copy(update={"backbone": r.backbone.model_copy(update={"profile": 0})}),
-    "genrec-no-neighbours": lambda r: r.model_copy(
-        update={"backbone": r.backbone.model_copy(update={"neighbours": 0})}
-    ),
+    "genrec-no-profile": lambda r: _without(r, backbone={"profile": 0}),
+    "genrec-no-neighbours": lambda r: _without(r, backbone={"neighbours": 0}),
+    "genrec-no-scores": lambda r: _without(r, backbone={"profile": 0, "neighbours": 0}),
+    "tiger": _ids_of_content_alone,
 }
 
 

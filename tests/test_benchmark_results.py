@@ -1,9 +1,14 @@
-"""Intervals over seeds: they hold the truth about as often as they say, where users alone would not."""
+"""Intervals hold the truth about as often as they say, and the tables follow from what is kept per user."""
+
+import json
+import re
 
 import numpy as np
+import pytest
 from scipy import stats
 
-from benchmarks.results import over_seeds
+from benchmarks.accuracy import METRICS, values
+from benchmarks.results import RESULTS, over_seeds, over_users_and_seeds
 
 
 def test_interval_is_students() -> None:
@@ -24,3 +29,37 @@ def test_seeds_that_differ_are_not_hidden_by_many_users() -> None:
             held[name] += low <= 0 <= high
     assert 0.92 < held["seeds"] / 400 < 0.98
     assert held["users"] / 400 < 0.8  # the control: users alone are far too sure
+
+
+def test_users_and_seeds_are_both_resampled() -> None:
+    rng = np.random.default_rng(2)
+    held = {"both": 0, "users": 0}
+    for _ in range(150):
+        grid = rng.normal(0, 0.1, (8, 1)) + rng.normal(0, 0.5, (1, 200)) + rng.normal(0, 1, (8, 200))  # the truth is 0
+        for name, of in (("both", list(grid)), ("users", [grid.mean(0)])):
+            low, high = over_users_and_seeds(of, 300)[1]
+            held[name] += low <= 0 <= high
+    assert held["both"] / 150 > 0.88  # few seeds: a little short of 95
+    assert held["users"] < held["both"]
+
+
+def test_a_place_gives_both_metrics() -> None:
+    places = np.array([0, 1, 2, 10, 11, 50], np.uint8)
+    assert values(places, "recall@10").tolist() == [0, 1, 1, 1, 0, 0]
+    np.testing.assert_allclose(values(places, "ndcg@10"), [0, 1, 1 / np.log2(3), 1 / np.log2(11), 0, 0])
+
+
+def test_the_tables_follow_from_the_places() -> None:
+    if not (RESULTS / "accuracy.json").is_file():
+        pytest.skip("no accuracy run is kept")
+    tables = json.loads((RESULTS / "accuracy.json").read_text(encoding="utf-8"))["tables"]
+    with np.load(RESULTS / "accuracy-places.npz") as places:
+        for heading, text in tables.items():
+            if heading == "Picture":
+                continue
+            name = heading.split(",")[0]
+            seeds = [key for key in places.files if re.fullmatch(rf"{name}/\d+/genrec", key)]
+            row = next(line for line in text.splitlines() if line.startswith("| genrec |"))
+            shown = [float(cell.split()[0]) for cell in row.split("|")[2:4]]
+            found = [np.mean([values(places[key], metric) for key in seeds]) for metric in METRICS]
+            np.testing.assert_allclose(shown, found, atol=5.1e-5)
