@@ -58,9 +58,9 @@ def values(places: np.ndarray, metric: str) -> np.ndarray:
 
 
 def accuracy_recipe(name: str, seed: int) -> Recipe:
-    """A set's recipe with tuned rivals and its ablations."""
+    """A set's recipe with all its users, tuned rivals and its ablations."""
     evaluate = {"ablations": ABLATIONS[name], "sasrec_search": True}
-    return recipe_of(name, name=f"{name}-{seed}", seed=seed, evaluate=evaluate)
+    return recipe_of(name, name=f"{name}-{seed}", seed=seed, data={"max_users": None}, evaluate=evaluate)
 
 
 def run_seed(name: str, seed: int, runs: Path) -> SeedResult:

@@ -55,7 +55,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "evaluate": {"baselines": RIVALS, "sasrec_epochs": 30},
     },
     "movielens-1m-posters": {
-        "data": {"max_history": 200, "exclude_seen": True},
+        "data": {"max_history": 200, "exclude_seen": True, "max_users": 1500},
         "encode": {
             "text": {"dim": 128},
             "image": {"kind": "transformers", "model": str(DATA / "encoders" / "mobilenet-v2")},
@@ -64,7 +64,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "backbone": BACKBONE,
         "adapter": {"kind": "mlp"},
         "align": {"steps": 200},
-        "finetune": {**TRAINING, "pack_tokens": 816, "epochs": 2, "evals": 4, "valid_users": 1000},
+        "finetune": {**TRAINING, "pack_tokens": 816, "epochs": 4, "evals": 4, "valid_users": 1000},
         "evaluate": {"baselines": RIVALS, "sasrec_epochs": 20},
     },
 }
@@ -108,7 +108,8 @@ def main() -> int:
             metrics["models"]["genrec"]["invalid_rate"]["mean"] == 0,
         ),
     ]  # fmt: skip
-    title = f"{arguments.set}, leave-one-out, full catalogue"
+    users = run.recipe.data.max_users
+    title = f"{arguments.set}, leave-one-out, full catalogue" + (f", a sample of {users} users" if users else "")
     command = f"python -m benchmarks.real {arguments.set}"
     return finish(arguments.set, command, [run.recipe.seed], seconds, checks, {title: format_markdown(metrics)})
 

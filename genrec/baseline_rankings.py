@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from genrec.artefacts import key_at, run_stage
-from genrec.baselines import ItemKNN, Markov, Popularity, rank
+from genrec.baselines import ContentKNN, ItemKNN, Markov, Popularity, rank
 from genrec.pipeline import Run
 
-FEATURES = 128  # values per modality that sasrec-features reads
+FEATURES = 128  # values per modality that contentknn and sasrec-features read
 
 
 def rank_baseline(run: Run, name: str) -> Path:
@@ -32,7 +32,7 @@ def rank_baseline(run: Run, name: str) -> Path:
             "search": recipe.evaluate.sasrec_search,
             "max_history": recipe.data.max_history,
         }
-    if name == "sasrec-features":
+    if name in ("contentknn", "sasrec-features"):
         inputs |= {m: key_at(run.shared / "features" / m) for m in space.features}
 
     def build(out: Path) -> dict[str, Any]:
@@ -49,23 +49,27 @@ def _fitted(run: Run, name: str) -> tuple[Any, dict[str, Any]]:
     """The ranker and what validation chose for it."""
     space, recipe = run.space, run.recipe
     split, n_items, seen = space.split, len(space.catalogue.item_ids), recipe.data.exclude_seen
+    keys = None
+    if name in ("contentknn", "sasrec-features"):
+        from genrec.adapters.profile import content_keys
+
+        keys = [*content_keys(space.features, ~split.cold, FEATURES).values()]
     if not name.startswith("sasrec"):
-        ranker: Any = {"popularity": Popularity, "markov": Markov, "itemknn": ItemKNN}[name]()
-        ranker.fit(split.train, n_items)
+        ranker: Any = {"popularity": Popularity, "markov": Markov, "itemknn": ItemKNN, "contentknn": ContentKNN}[name]()
+        if keys is not None:
+            ranker.fit([of.numpy() for of in keys])
+        else:
+            ranker.fit(split.train, n_items)
         return ranker, {} if name == "popularity" else ranker.tune(split.valid, seen)
     import torch
 
-    from genrec.adapters.profile import content_keys
     from genrec.sasrec import SASRec
 
-    features = None
-    if name == "sasrec-features":
-        features = torch.cat([*content_keys(space.features, ~split.cold, FEATURES).values()], 1)
     ranker = SASRec(
         seed=recipe.seed,
         epochs=recipe.evaluate.sasrec_epochs,
         max_history=recipe.data.max_history,
-        features=features,
+        features=None if keys is None else torch.cat(keys, 1),
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     chosen = ranker.fit(split.train, n_items, split.valid, exclude_seen=seen, search=recipe.evaluate.sasrec_search)

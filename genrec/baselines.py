@@ -1,4 +1,4 @@
-"""Fair simple rivals, tuned on validation: popularity, Markov counts and item neighbours."""
+"""Fair simple rivals, tuned on validation: popularity, Markov counts, item neighbours and content neighbours."""
 
 from __future__ import annotations
 
@@ -178,14 +178,53 @@ class ItemKNN:
         """Summed similarity to the history, float32 [B, N]."""
         if self.fitted_shrinkage != self.shrinkage:
             self._refresh()
-        users = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
-        items = np.concatenate([np.zeros(0, dtype=np.int32), *histories])
-        steps = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(len(h))[::-1] for h in histories)])
+        users, items, steps = _events(histories)
         weights = (self.decay**steps).astype(np.float32)
         shape = (len(histories), len(self.takers))
         profile = sparse.csr_matrix((weights, (users, items)), shape)
         total = (profile @ self.similarity).toarray() + self.tie_break * self.popularity
         return total if self.repeats else _without(total, histories)
+
+
+class ContentKNN:
+    """Cosine of every item's features to the mean of the history's, old events fading; it reaches items never taken.
+
+    The features are `genrec.adapters.profile.content_keys`, standardised per modality; modalities count alike.
+    """
+
+    grid: ClassVar[Grid] = {"decay": (1.0, 0.9, 0.7, 0.4)}
+
+    def __init__(self, decay: float = 0.9, repeats: bool = True) -> None:
+        """`repeats`: whether items of the history may come back; without, they score -inf."""
+        self.decay, self.repeats = decay, repeats
+
+    def fit(self, keys: list[np.ndarray]) -> None:
+        """Keep the keys, float32 [N, E_m] per modality, rows of length 1 or 0."""
+        self.keys = keys
+
+    def tune(self, valid: Cases, exclude_seen: bool = True) -> dict[str, float]:
+        """Choose decay and repeats on validation's ndcg@10; returns the choice and its ``ndcg@10``."""
+        return _tune(self, self.grid, valid, exclude_seen)
+
+    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+        """Sum over modalities of cosines, float32 [B, N]."""
+        users, items, steps = _events(histories)
+        weights = (self.decay**steps).astype(np.float32)
+        profile = sparse.csr_matrix((weights, (users, items)), (len(histories), len(self.keys[0])))
+        total = np.zeros(profile.shape, np.float32)
+        for keys in self.keys:
+            means = profile @ keys
+            length = np.linalg.norm(means, axis=1, keepdims=True)
+            total += np.divide(means, length, out=np.zeros_like(means), where=length > 0) @ keys.T
+        return total if self.repeats else _without(total, histories)
+
+
+def _events(histories: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All events of B histories: the history, the item and the steps back from its history's end, [H] each."""
+    users = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
+    items = np.concatenate([np.zeros(0, dtype=np.int32), *histories])
+    steps = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(len(h))[::-1] for h in histories)])
+    return users, items, steps
 
 
 def _without(scores: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
@@ -198,7 +237,7 @@ def _without(scores: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
 Grid = dict[str, tuple[float, ...]]
 
 
-def _tune(ranker: Markov | ItemKNN, grid: Grid, valid: Cases, seen: bool) -> dict[str, float]:
+def _tune(ranker: Markov | ItemKNN | ContentKNN, grid: Grid, valid: Cases, seen: bool) -> dict[str, float]:
     results = []
     grid = grid if seen else grid | {"repeats": (True, False)}  # an evaluation that leaves them out asks nothing
     for values in itertools.product(*grid.values()):

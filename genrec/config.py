@@ -188,7 +188,7 @@ class Evaluate(Settings):
     """What is compared with what."""
 
     beams: int = Field(50, ge=1, description="beam width of the generator")
-    baselines: list[Literal["popularity", "markov", "itemknn", "sasrec", "sasrec-features"]] = Field(
+    baselines: list[Literal["popularity", "markov", "itemknn", "contentknn", "sasrec", "sasrec-features"]] = Field(
         ["popularity", "markov", "itemknn", "sasrec"],
         description="fair simple rivals, trained in the same run",
     )

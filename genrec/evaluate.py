@@ -25,6 +25,7 @@ MODELS = (
     "popularity",
     "markov",
     "itemknn",
+    "contentknn",
     "sasrec",
     "sasrec-features",
     "tiger",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
 
-from genrec.baselines import ItemKNN, Markov, Popularity, Ranker, ndcg10, rank
+from genrec.baselines import ContentKNN, ItemKNN, Markov, Popularity, Ranker, ndcg10, rank
 from genrec.errors import ConfigError
 from genrec.splits import Cases
 
@@ -132,6 +132,23 @@ def test_tuning_takes_the_best_of_the_grid():
         for decay in model.grid["decay"]:
             model.decay = decay
             assert ndcg10(model, cases, True) <= chosen["ndcg@10"] + 1e-12
+
+
+def test_content_knn_equals_a_loop():
+    rng = np.random.default_rng(3)
+    keys = [rng.normal(size=(9, width)).astype(np.float32) for width in (4, 6)]
+    keys = [of / np.linalg.norm(of, axis=1, keepdims=True) for of in keys]
+    keys[1][2] = 0  # an item without the modality
+    model = ContentKNN(decay=0.7)
+    model.fit(keys)
+    histories = [np.array(h, np.int32) for h in ([], [2], [4, 2, 4, 7])]
+    expected = np.zeros((3, 9))
+    for row, history in enumerate(histories):
+        for of in keys:
+            mean = sum((0.7**age * of[item] for age, item in enumerate(history[::-1])), np.zeros(of.shape[1]))
+            if np.linalg.norm(mean):
+                expected[row] += of @ mean / np.linalg.norm(mean)
+    np.testing.assert_allclose(model.scores(histories), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("repeats", [True, False])
