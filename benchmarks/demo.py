@@ -14,10 +14,11 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,6 +208,18 @@ class SeedResult:
     table: str
 
 
+def end_with_parent() -> None:
+    """Make this worker end when the process that started it does: an orphan would go on writing into its runs."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_seed(seed: int, runs: Path) -> SeedResult:
     """Everything that one seed needs; what an earlier call finished is read, not made again."""
     logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s seed {seed}: %(message)s")
@@ -251,7 +264,7 @@ def main() -> int:
     seeds = list(range(arguments.seeds))
     if arguments.jobs > 1:  # models this small gain more from a second seed than from a second thread
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
-    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), end_with_parent) as pool:
         results = list(pool.map(run_seed, seeds, [arguments.runs] * len(seeds)))
     values = {name: [result.values[name] for result in results] for name in results[0].values}
     nll = {name: [result.nll[name] for result in results] for name in results[0].nll}
