@@ -59,7 +59,7 @@ def values(places: np.ndarray, metric: str) -> np.ndarray:
 
 def accuracy_recipe(name: str, seed: int) -> Recipe:
     """A set's recipe with all its users, tuned rivals and its ablations."""
-    evaluate = {"ablations": ABLATIONS[name], "sasrec_search": True}
+    evaluate = {"baselines": BASELINES[:-1], "ablations": ABLATIONS[name], "sasrec_search": True}
     return recipe_of(name, name=f"{name}-{seed}", seed=seed, data={"max_users": None}, evaluate=evaluate)
 
 

@@ -32,7 +32,6 @@ BACKBONE: dict[str, Any] = {
 }
 IDS: dict[str, Any] = {"levels": 3, "codes": 64, "collaborative_dim": 64, "collaborative_weight": 1.0}
 TRAINING: dict[str, Any] = {"batch_rows": 8, "learning_rate": 3e-3, "dropout": 0.2, "valid_users": 2000}
-RIVALS = ["popularity", "markov", "itemknn", "sasrec", "sasrec-features"]
 RECIPES: dict[str, dict[str, Any]] = {
     "amazon-scientific": {
         "data": {"max_history": 50, "exclude_seen": False},
@@ -42,7 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "adapter": {"kind": "mlp"},
         "align": {"steps": 200},
         "finetune": {**TRAINING, "epochs": 4, "evals": 4},
-        "evaluate": {"baselines": RIVALS, "sasrec_epochs": 40},
+        "evaluate": {"sasrec_epochs": 40},
     },
     "amazon-beauty": {
         "data": {"max_history": 50, "exclude_seen": False},
@@ -52,7 +51,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "adapter": {"kind": "mlp"},
         "align": {"steps": 200},
         "finetune": {**TRAINING, "epochs": 3, "evals": 3},
-        "evaluate": {"baselines": RIVALS, "sasrec_epochs": 30},
+        "evaluate": {"sasrec_epochs": 30},
     },
     "movielens-1m-posters": {
         "data": {"max_history": 200, "exclude_seen": True, "max_users": 1500},
@@ -65,7 +64,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "adapter": {"kind": "mlp"},
         "align": {"steps": 200},
         "finetune": {**TRAINING, "pack_tokens": 816, "epochs": 4, "evals": 4, "valid_users": 1000},
-        "evaluate": {"baselines": RIVALS, "sasrec_epochs": 20},
+        "evaluate": {"sasrec_epochs": 20},
     },
 }
 
