@@ -1,0 +1,182 @@
+"""What packing is worth: our fine-tuning step against transformers' Trainer on one padded sample per prefix.
+
+Both train the same model (adapter, soft tokens, LoRA; no item scores, which read whole histories) on the same events of
+the embedded catalogue, as many per step. A history of n events is one sequence of n targets here and n sequences of one
+target there. The second part asks how near a step of a larger base comes to what the machine's matrix products alone
+reach.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Trainer, TrainingArguments
+
+from benchmarks.results import Check, over_seeds
+from genrec.artefacts import peak_rss_mb
+from genrec.backbone import Backbone
+from genrec.config import resolve_recipe
+from genrec.pipeline import Run
+from genrec.prompts import Prompt
+from genrec.training.packing import PackedCollator, packed_rows
+
+REPEATS = 3
+HISTORIES = 600  # of the training log; the next 200 are held out
+PACK_TOKENS = 192
+ROWS = 8  # packed rows per step
+Kind = Literal["packed", "padded"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the same events."""
+
+    events: int
+    seconds: float
+    peak_rss_mb: float
+    loss: float  # nats per event of held-out histories, after
+
+
+def _run(runs: Path, name: str, scratch: dict[str, int]) -> Run:
+    recipe = {
+        "name": name,
+        "data": {"synthetic": {}},
+        "semantic_ids": {"codes": 32},
+        "backbone": {"scratch": {"steps": 0, **scratch}, "soft_tokens": 1, "soft_prompt": 2, "profile": 0},
+        "adapter": {"kind": "mlp"},
+        "align": {"steps": 0},
+    }
+    run = Run.create(resolve_recipe(recipe), runs)
+    run.prepare()
+    run.encode()
+    run.base()
+    run.semantic_ids()
+    return run
+
+
+def _only_last(prompt: Prompt, levels: int) -> Prompt:
+    """The same sequence with its last item as the only target."""
+    targets = np.zeros_like(prompt.targets)
+    targets[np.flatnonzero(prompt.targets)[-levels:]] = True
+    return Prompt(prompt.input_ids, prompt.slots, targets)
+
+
+def train_epoch(runs: Path, kind: Kind, seed: int) -> Epoch:
+    """Train one epoch in one manner, in a process of its own."""
+    run = _run(runs, "training-small", {"hidden": 64, "layers": 2, "heads": 2, "ffn": 192})
+    space, layout = run.space, run.space.layout
+    histories = [h for h in space.split.train if len(h) > 1]
+    train, held_out = histories[:HISTORIES], histories[HISTORIES : HISTORIES + 200]
+    events = sum(len(h) for h in train)
+    if kind == "packed":
+        rows = packed_rows([space.prompter.next_item(h) for h in train], PACK_TOKENS)
+        batch = ROWS
+    else:
+        prefixes = [space.prompter.next_item(h[: end + 1]) for h in train for end in range(len(h))]
+        rows = [packed_rows([_only_last(p, layout.levels)], len(p.input_ids))[0] for p in prefixes]
+        batch = round(ROWS * len(rows) / len(packed_rows([space.prompter.next_item(h) for h in train], PACK_TOKENS)))
+    torch.manual_seed(seed)
+    backbone = space.backbone(tuned=True)
+    with tempfile.TemporaryDirectory() as out:
+        trainer = Trainer(
+            model=backbone,
+            args=TrainingArguments(
+                output_dir=out, num_train_epochs=1, per_device_train_batch_size=batch, learning_rate=3e-3,
+                lr_scheduler_type="constant", use_cpu=not torch.cuda.is_available(), seed=seed, report_to=[],
+                save_strategy="no", remove_unused_columns=False, disable_tqdm=True, logging_strategy="no",
+            ),
+            train_dataset=Dataset.from_list([{k: v.tolist() for k, v in row.items()} for row in rows]),
+            data_collator=PackedCollator(layout),
+        )  # fmt: skip
+        trainer.model_accepts_loss_kwargs = True
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    return Epoch(events, seconds, peak_rss_mb(resource.RUSAGE_SELF), _loss(backbone, run, held_out))
+
+
+@torch.no_grad()
+def _loss(backbone: Backbone, run: Run, histories: list[np.ndarray]) -> float:
+    """Nats per event."""
+    prompts = [run.space.prompter.next_item(h) for h in histories]
+    batch = PackedCollator(run.space.layout)(packed_rows(prompts, PACK_TOKENS))
+    mean = float(backbone.eval()(**batch)["loss"])
+    return mean * run.space.layout.levels
+
+
+def matrix_share(runs: Path) -> np.ndarray:
+    """A training step's floating-point rate over that of a plain matrix product of its size, per repeat."""
+    run = _run(runs, "training-large", {"hidden": 512, "layers": 4, "heads": 8, "ffn": 1536})
+    space = run.space
+    rows = packed_rows([space.prompter.next_item(h) for h in space.split.train[:HISTORIES]], PACK_TOKENS)[: 2 * ROWS]
+    batch = PackedCollator(space.layout)(rows)
+    backbone = space.backbone(tuned=True).train()
+
+    def step() -> None:
+        backbone.zero_grad()
+        backbone(**batch)["loss"].backward()
+
+    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    tokens = batch["input_ids"].numel()
+    left, right = torch.randn(tokens, 512), torch.randn(512, 1536)
+    left @ right
+    shares = []
+    for _ in range(REPEATS):  # side by side: the machine's other work hits both
+        started = time.perf_counter()
+        for _ in range(3):
+            step()
+        of_step = 3 * counter.get_total_flops() / (time.perf_counter() - started)
+        started = time.perf_counter()
+        for _ in range(30):
+            left @ right
+        of_product = 30 * 2 * tokens * 512 * 1536 / (time.perf_counter() - started)
+        shares.append(of_step / of_product)
+    return np.array(shares)
+
+
+def training_checks(runs: Path) -> list[Check]:
+    """The lines of training speed; a few minutes."""
+    epochs: dict[Kind, list[Epoch]] = {"packed": [], "padded": []}
+    for seed in range(REPEATS):
+        for kind, found in epochs.items():
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # its own process: its own peak memory
+                found.append(pool.submit(train_epoch, runs, kind, seed).result())
+    pairs = list(zip(epochs["packed"], epochs["padded"], strict=True))
+    speed = [np.array([(ours.events / ours.seconds) / (theirs.events / theirs.seconds)]) for ours, theirs in pairs]
+    memory = [np.array([ours.peak_rss_mb / theirs.peak_rss_mb]) for ours, theirs in pairs]
+    loss = [np.array([ours.loss / theirs.loss - 1]) for ours, theirs in pairs]
+    share = matrix_share(runs)
+    result: list[Check] = []
+    for name, parts, must, sign in (
+        ("training: events per second, packed over padded prefixes", speed, 3.0, 1),
+        ("training: peak memory, packed over padded", memory, 1.0, -1),
+        ("training: held-out loss per event, packed over padded, less 1", loss, 0.02, -1),
+        ("training: a step's share of the matrix-product rate, 512 wide", [np.array([s]) for s in share], 0.5, 1),
+    ):
+        mean, ends = over_seeds(parts)
+        result.append(Check(name, mean, ends, f"{'>=' if sign > 0 else '<='} {must}", sign * mean >= sign * must))
+    return result
+
+
+def main() -> None:
+    """Print the lines alone."""
+    with tempfile.TemporaryDirectory() as runs:
+        for check in training_checks(Path(runs)):
+            print(check)
+
+
+if __name__ == "__main__":
+    main()
