@@ -165,6 +165,16 @@ class Align(Settings):
     max_text_tokens: int = Field(64, ge=1, description="tokens of an item's text to reconstruct")
 
 
+class Mixture(Settings):
+    """Samples of text per training history: how much of the second half, writing, is trained beside the first."""
+
+    describe: float = Field(0.0, ge=0, description="history and item -> a description for this user")
+    explain: float = Field(0.0, ge=0, description="history and item -> why this item, with items of the history")
+    headline: float = Field(0.0, ge=0, description="history and item -> one line")
+    id_text: float = Field(0.0, ge=0, description="semantic id -> the item's text")
+    text_id: float = Field(0.0, ge=0, description="the item's text -> its semantic id")
+
+
 class Finetune(Settings):
     """Fine-tuning by TRL's SFTTrainer."""
 
@@ -176,7 +186,7 @@ class Finetune(Settings):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps for warm-up")
     dropout: float = Field(0.3, ge=0, lt=1, description="dropout on the LLM's input vectors")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
-    text_weight: float = Field(0.0, ge=0, description="item-text samples per history, for free text")
+    mixture: Mixture = Field(Mixture(), description="samples of text beside the histories")
     mixed_precision: Literal["auto", "no", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     evals: int = Field(4, ge=1, description="evaluations on validation during training")

@@ -21,9 +21,12 @@ from genrec.bases import load_base
 from genrec.catalog import Catalogue
 from genrec.config import Recipe
 from genrec.encoders.features import Features
+from genrec.interactions import Log
 from genrec.prompts import Layout, Prompter
 from genrec.semantic_ids import SemanticIds
 from genrec.splits import Split
+from genrec.synthetic import Truth
+from genrec.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,18 @@ class Workspace:
 
     @cached_property
     def prompter(self) -> Prompter:
-        return Prompter(self.tokenizer, self.layout, self.semantic_ids.codes)
+        return Prompter(self.tokenizer, self.layout, self.semantic_ids.codes, catalogue=self.catalogue)
+
+    @cached_property
+    def user_ids(self) -> list[str]:
+        """The log's users, in the order that splits number them."""
+        return Log.load(self.shared / "interactions").user_ids
+
+    @cached_property
+    def writer(self) -> Writer:
+        """The perfect writer, with what was planted where that is known."""
+        truth = Truth.load(self.shared / "source") if self.recipe.data.synthetic is not None else None
+        return Writer(self.catalogue, truth)
 
     @property
     def popularity(self) -> np.ndarray:

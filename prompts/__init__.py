@@ -7,20 +7,24 @@ token, a semantic id or a soft slot; references become ids directly.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import FileSystemLoader, StrictUndefined
+from jinja2 import StrictUndefined, Template, TemplateError, Undefined
 from jinja2.nativetypes import NativeEnvironment
 from tokenizers import Tokenizer
 
+from genrec.catalog import Catalogue
 from genrec.errors import ConfigError
+from genrec.writer import DEFAULT_STYLE, card, evidence_of, title_of
 
-TASKS = ("next_item", "item_text", "describe")
+TASKS = ("next_item", "item_text", "id_text", "text_id", "describe", "explain", "headline")
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Item:
-    """What a template sees of an item (a catalogue row)."""
+    """What a template sees of an item (a catalogue row).
+
+    Attributes:
+        row: the item.
+        title: one line, cut where it is long.
+        card: title and attributes in one line.
+    """
 
     row: int
+    title: str = ""
+    card: str = ""
 
     @property
     def sid(self) -> Sid:
@@ -125,23 +137,57 @@ class Prompt:
 
 @cache
 def _environment() -> NativeEnvironment:
-    return NativeEnvironment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined)
+    return NativeEnvironment(undefined=StrictUndefined)
 
 
-def render(task: str, **values: Any) -> list[Part]:
-    """Run a task's template and return its parts in order.
+@cache
+def source(task: str) -> str:
+    """A task's template as it is in its file.
 
     Raises:
-        ConfigError: no such task, or the template names a value that was not given.
+        ConfigError: no such task.
     """
     if task not in TASKS:
         raise ConfigError(f"no prompt named {task!r}; there are {', '.join(TASKS)}")
-    template = _environment().get_template(f"{task}.jinja")
-    context = template.new_context({"soft_prompt": SoftPrompt(), **values})
+    return (Path(__file__).parent / f"{task}.jinja").read_text(encoding="utf-8")
+
+
+@cache
+def prompt_version(task: str) -> str:
+    """What names a task's template in provenance: the task and 12 hexadecimal digits of the template's SHA-256."""
+    return f"{task}-{hashlib.sha256(source(task).encode()).hexdigest()[:12]}"
+
+
+@cache
+def _template(text: str) -> Template:
+    return _environment().from_string(text)
+
+
+def render(task: str, template: str | None = None, **values: Any) -> list[Part]:
+    """Run a task's template and return its parts in order.
+
+    Args:
+        task: one of `TASKS`.
+        template: another text for it, of someone who edits prompts.
+        values: what templates may name.
+
+    Raises:
+        ConfigError: no such task, or a template that is not valid or names a value that was not given.
+    """
+    text = source(task) if template is None else template
+    given = ", ".join(sorted({"soft_prompt", *values}))
     parts: list[Part] = []
-    for part in template.root_render_func(context):
+    try:
+        compiled = _template(text)
+        found = list(compiled.root_render_func(compiled.new_context({"soft_prompt": SoftPrompt(), **values})))
+    except TemplateError as err:
+        raise ConfigError(f"prompt {task}: {err}; a template may name {given} (docs/write.md)") from err
+    for part in found:
         if isinstance(part, str | Sid | Soft | SoftPrompt | Answer):
             parts.append(part)
+        elif isinstance(part, Undefined):
+            name = part._undefined_name
+            raise ConfigError(f"prompt {task}: {name!r} is undefined; a template may name {given} (docs/write.md)")
         else:
             raise ConfigError(f"prompt {task}: expected text or an item reference, found {type(part).__name__}")
     return parts
@@ -152,8 +198,6 @@ def plain_tokenizer(tokenizer: Any) -> Tokenizer:
 
     Text that spells a control token, such as ``<|im_end|>``, comes out as ordinary pieces.
     """
-    import json
-
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = []
     state["post_processor"] = None
@@ -164,14 +208,23 @@ def plain_tokenizer(tokenizer: Any) -> Tokenizer:
 class Prompter:
     """Encodes prompts for one vocabulary and one catalogue's semantic ids."""
 
-    def __init__(self, tokenizer: Any, layout: Layout, codes: np.ndarray, max_text_tokens: int = 256):
+    def __init__(
+        self,
+        tokenizer: Any,
+        layout: Layout,
+        codes: np.ndarray,
+        max_text_tokens: int = 256,
+        catalogue: Catalogue | None = None,
+    ):
         """
         Args:
             tokenizer: the base's fast transformers tokenizer.
             layout: where the added tokens are.
             codes: int32 [N, L] semantic ids.
             max_text_tokens: longer text values are cut.
+            catalogue: whose titles and attributes the writing prompts show; None: they show none.
         """
+        self.catalogue = catalogue
         self.layout = layout
         self.sids = layout.sid_tokens(codes)  # [N, L]
         self.max_text_tokens = max_text_tokens
@@ -229,7 +282,56 @@ class Prompter:
         """Item -> its text (given: a training sample)."""
         return self.encode(render("item_text", item=Item(row), answer=Answer(text)))
 
-    def describe(self, history: Sequence[int] | np.ndarray, row: int, text: str | None = None) -> Prompt:
-        """History and item -> a text about the item (given: a training sample)."""
+    def item(self, row: int) -> Item:
+        """What templates see of a catalogue row."""
+        if self.catalogue is None:
+            return Item(int(row))
+        return Item(int(row), title_of(self.catalogue, row), card(self.catalogue, row))
+
+    def id_text(self, row: int, text: str | None = None) -> Prompt:
+        """Semantic id -> the item's text (given: a training sample)."""
+        return self._text_only(render("id_text", item=self.item(row), answer=Answer(text)))
+
+    def text_id(self, row: int) -> Prompt:
+        """The item's title and attributes -> its semantic id: a training sample."""
+        return self.encode(render("text_id", item=self.item(row)))
+
+    def parts(
+        self,
+        task: str,
+        history: Sequence[int] | np.ndarray,
+        row: int,
+        style: str = DEFAULT_STYLE,
+        text: str | None = None,
+        evidence: Sequence[int] | None = None,
+        template: str | None = None,
+    ) -> list[Part]:
+        """What a writing task's prompt consists of; arguments as in `write`."""
+        values: dict[str, Any] = {}
+        if task == "explain":
+            if evidence is None:
+                evidence = [] if self.catalogue is None else evidence_of(self.catalogue, history, row)
+            values["evidence"] = [self.item(r) for r in evidence]
         shown = [Item(int(r)) for r in history]
-        return self.encode(render("describe", history=shown, item=Item(row), answer=Answer(text)))
+        return render(task, template, history=shown, item=self.item(row), style=style, answer=Answer(text), **values)
+
+    def write(self, task: str, history: Sequence[int] | np.ndarray, row: int, **values: Any) -> Prompt:
+        """History and item -> a text about the item.
+
+        Args:
+            task: "describe", "explain" or "headline".
+            history: catalogue rows, oldest first.
+            row: the item.
+            values: `style` (see `genrec.writer.STYLES`); `text`, given: a training sample; `evidence`, rows that an
+                explanation names (None: the best of `history`); `template`, another text for the task.
+        """
+        return self._text_only(self.parts(task, history, row, **values))
+
+    def _text_only(self, parts: list[Part]) -> Prompt:
+        """One sequence whose ids are given, not asked for."""
+        prompt = self.encode(parts)
+        return replace(prompt, targets=prompt.targets & (prompt.input_ids < self.layout.sid_start))
+
+    def describe(self, history: Sequence[int] | np.ndarray, row: int, **values: Any) -> Prompt:
+        """`write` of a description."""
+        return self.write("describe", history, row, **values)

@@ -60,7 +60,7 @@ class Export:
 
     @cached_property
     def prompter(self) -> Prompter:
-        return Prompter(self.tokenizer, self.layout, self.codes)
+        return Prompter(self.tokenizer, self.layout, self.codes, catalogue=self.catalogue)
 
     def splice(self, prompt: Prompt, embedding: Tensor) -> Tensor:
         """Vectors [T, D] of a prompt: the model's own rows, with soft tokens in their slots.

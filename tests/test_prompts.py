@@ -1,8 +1,12 @@
 """Prompts: golden renders, the layout of new tokens, and hostile text."""
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from genrec import prompts
 from genrec.errors import ConfigError
 from genrec.prompts import Answer, Item, Layout, Prompter, Sid, Soft, SoftPrompt, render
 from genrec.scratch import train_tokenizer
@@ -30,15 +34,38 @@ def test_golden_renders():
         Soft(3),
     ]
     assert render("item_text", item=a, answer=Answer("x")) == [SoftPrompt(), "Item:", Soft(7), Answer("x")]
-    assert render("describe", history=[b], item=a, answer=Answer(None)) == [
-        SoftPrompt(),
-        "History:",
-        Sid(3),
-        Soft(3),
-        " Item:",
-        Soft(7),
-        Answer(None),
-    ]
+    b, c = Item(3), Item(8, "Red lamp", "Red lamp; use office")
+    begin = [SoftPrompt(), "History:", Sid(3), Soft(3), " Item:", Soft(8), " ", "Red lamp; use office"]
+    asked = {"history": [b], "item": c, "style": "long plain", "answer": Answer(None)}
+    assert render("describe", **asked) == [*begin, ". Describe, ", "long plain", ":", Answer(None)]
+    assert render("headline", **asked) == [*begin, ". Headline, ", "long plain", ":", Answer(None)]
+    chosen = [". Chosen:", " ", "Red lamp", ".", " Explain, "]
+    assert render("explain", **asked, evidence=[c]) == [*begin, *chosen, "long plain", ":", Answer(None)]
+    assert render("id_text", item=c, answer=Answer("x")) == [SoftPrompt(), "Id:", Sid(8), " Text:", Answer("x")]
+    assert render("text_id", item=c) == [SoftPrompt(), "Text: ", "Red lamp; use office", " Id:", Sid(8)]
+
+
+def test_a_broken_template_says_what_it_may_name():
+    with pytest.raises(ConfigError, match="'colour' is undefined; a template may name item, soft_prompt"):
+        render("item_text", "Item:{{ colour }}", item=Item(1))
+    with pytest.raises(ConfigError, match="prompt item_text: "):
+        render("item_text", "Item:{{ item.soft ", item=Item(1))
+    with pytest.raises(ConfigError, match="expected text or an item reference, found int"):
+        render("item_text", "{{ item.row }}", item=Item(1))
+    assert render("item_text", "{{ item.sid }}", item=Item(1)) == [Sid(1)]
+
+
+def test_prompt_versions_follow_the_template():
+    text = (Path(prompts.__file__).parent / "describe.jinja").read_bytes()
+    assert prompts.prompt_version("describe") == "describe-" + hashlib.sha256(text).hexdigest()[:12]
+
+
+def test_given_ids_are_no_targets(prompter):
+    prompter, tokenizer = prompter
+    for prompt in (prompter.id_text(2, "Red lamp"), prompter.describe([1, 0], 2, text="Red lamp")):
+        assert tokenizer.decode(prompt.input_ids[prompt.targets][:-1]) == "Red lamp"
+    asked = prompter.text_id(1)
+    assert asked.input_ids[asked.targets].tolist() == prompter.sids[1].tolist()
 
 
 def test_next_item_positions(prompter):
@@ -99,7 +126,7 @@ def test_a_megabyte_is_cut(prompter):
 
 
 def test_unknown_task_lists_the_valid_ones():
-    with pytest.raises(ConfigError, match="'haiku'; there are next_item, item_text, describe"):
+    with pytest.raises(ConfigError, match="'haiku'; there are next_item, item_text, id_text"):
         render("haiku")
 
 

@@ -34,6 +34,7 @@ from genrec.metrics import per_user
 from genrec.ranking import rank_cases
 from genrec.splits import Cases
 from genrec.training.packing import PackedCollator, blank_row, packed_rows
+from genrec.training.texts import text_samples
 from genrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -43,19 +44,13 @@ LOGGING_STEPS = int(os.environ.get("GENREC_LOGGING_STEPS", "10"))
 
 
 def samples(space: Workspace) -> list[dict[str, np.ndarray]]:
-    """The packed training rows: one sequence per history, plus item texts for a share of the users."""
+    """The packed training rows: one sequence per history, plus the mixture's texts."""
     prompter, settings = space.prompter, space.recipe.finetune
-    rng = np.random.default_rng(space.recipe.seed)
     prompts = [prompter.next_item(history) for history in space.split.train if len(history)]
-    texts = space.catalogue.texts() if settings.text_weight else []
-    for history in space.split.train if settings.text_weight else []:
-        for _ in range(rng.poisson(settings.text_weight) if len(history) > 1 else 0):
-            at = int(rng.integers(1, len(history)))
-            row = int(history[at])
-            prompts.append(prompter.describe(history[:at], row, texts[row]))
+    prompts += text_samples(space)
     longest = max(len(p.input_ids) for p in prompts)
     rows = packed_rows(prompts, max(settings.pack_tokens, longest))
-    return [rows[i] for i in rng.permutation(len(rows))]
+    return [rows[i] for i in np.random.default_rng(space.recipe.seed).permutation(len(rows))]
 
 
 def processes() -> int:
