@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genrec.serving.engine import Engine, RankedItem
     from genrec.serving.export import Export
+    from genrec.serving.provenance import Written
 
 
 class Recommender:
@@ -53,23 +54,35 @@ class Recommender:
 
         return self.engine.recommend([RecommendRequest(history=history, k=k, **filters)])[0]
 
-    def describe(
-        self,
-        history: list[str],
-        item_id: str,
-        max_tokens: int = 64,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> str:
-        """Text about an item for the user with this history; greedy at temperature 0.
+    def describe(self, history: list[str], item_id: str, **wishes: Any) -> Written:
+        """Text about an item for the user with this history, which dwells on what this user cares about.
+
+        Args:
+            history: item ids, oldest first; empty for a new user.
+            item_id: what to write about.
+            wishes: any other field of `genrec.serving.engine.TextRequest`: ``style``, ``max_tokens``, ``temperature``
+                (greedy at 0) and ``seed``.
 
         Raises:
-            DataError: unknown item ids, or numbers out of range.
+            DataError: unknown item ids or style, or numbers out of range.
         """
-        from genrec.serving.engine import TextRequest
+        return self._write("describe", history, item_id, wishes)
 
-        request = TextRequest(item_id, history, max_tokens, temperature, seed)
-        return self.engine.generate([request])[0].text
+    def explain(self, history: list[str], item_id: str, **wishes: Any) -> Written:
+        """Why this item for the user with this history, naming items of it; arguments as in `describe`."""
+        return self._write("explain", history, item_id, wishes)
+
+    def headline(self, history: list[str], item_id: str, **wishes: Any) -> Written:
+        """One line about an item for the user with this history; arguments as in `describe`."""
+        return self._write("headline", history, item_id, wishes)
+
+    def _write(self, task: str, history: list[str], item_id: str, wishes: dict[str, Any]) -> Written:
+        from genrec.serving.engine import TextRequest
+        from genrec.serving.provenance import Written, provenance_of
+
+        request = TextRequest(item_id, history, task=task, **wishes)
+        result = self.engine.generate([request])[0]
+        return Written(result.text, result.finish_reason, provenance_of(self.export, self.engine.name, request))
 
     def close(self) -> None:
         """Free memory and processes."""

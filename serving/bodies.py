@@ -53,6 +53,8 @@ class DescribeBody(Body):
     user_id: UserId | None = None
     history: History = []
     max_tokens: int = Field(64, ge=1, le=MAX_TEXT_TOKENS)
+    task: Literal["describe", "explain", "headline"] = Field("describe", description="what kind of text")
+    style: Literal["short plain", "long plain", "short playful", "long playful"] = "short plain"
     temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False)
     seed: int = Field(0, ge=0, lt=2**63)
     timeout_ms: Milliseconds = MAX_TIMEOUT_MS
@@ -113,11 +115,29 @@ class Recommended(Version):
     reason: Literal["deadline", "engine_error", "engine_stalled"] | None = Field(None, description="of the fallback")
 
 
+class Origin(BaseModel):
+    """Where a generated text comes from; see genrec.serving.provenance.Provenance."""
+
+    generated: Literal[True]
+    model: str
+    export: str
+    genrec: str
+    engine: str
+    prompt: str = Field(description="the task and a hash of its prompt's template")
+    style: str
+    temperature: float
+    seed: int
+    time: str = Field(description="UTC")
+    item_id: str
+    user: str | None = Field(description="salted hash of `user_id`")
+
+
 class Described(Version):
     """Answer of /v1/describe."""
 
     text: str
     finish_reason: str
+    provenance: Origin
 
 
 class Stored(BaseModel):

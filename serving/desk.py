@@ -26,8 +26,8 @@ from genrec.serving.metrics import Metrics
 from genrec.serving.problems import ClientLeftError, RefusalError
 from genrec.serving.rate_limit import Kind as RateKind
 from genrec.serving.rate_limit import RateLimiter
-from genrec.serving.request_log import UserHash
 from genrec.serving.store_error import StoreError
+from genrec.serving.user_hash import UserHash
 from genrec.serving.user_store import UserStore
 
 T = TypeVar("T")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from genrec.writer import DEFAULT_STYLE
+
 
 @dataclass(frozen=True)
 class RecommendRequest:
@@ -40,6 +42,8 @@ class TextRequest:
     max_tokens: int = 64
     temperature: float = 0.0
     seed: int = 0
+    task: str = "describe"  # or "explain", "headline"
+    style: str = DEFAULT_STYLE  # see `genrec.writer.STYLES`
 
 
 @dataclass(frozen=True)

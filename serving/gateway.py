@@ -33,6 +33,7 @@ except ImportError as err:
 
 from genrec.serving.engine import Engine, RecommendRequest, TextRequest
 from genrec.serving.export import Export
+from genrec.serving.provenance import provenance_of
 from genrec.serving.resolve import beam_width, item_rows
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,14 @@ def _add_answers(app: FastAPI, desk: Desk, version: dict[str, str]) -> None:
         item_rows(desk.export.catalogue, [wish.item_id, *wish.history])
         desk.charge(http.state.caller, "tokens", wish.max_tokens)
         result = await desk.write(http, wish, deadline)
-        return bodies.Described(text=result.text, finish_reason=result.finish_reason, **version)
+        user = None if body.user_id is None else desk.user_hash(http.state.caller.tenant, body.user_id)
+        origin = provenance_of(desk.export, version["engine"], wish, user)
+        return bodies.Described(
+            text=result.text,
+            finish_reason=result.finish_reason,
+            provenance=bodies.Origin(**origin.as_dict()),
+            **version,
+        )
 
 
 def _add_state(app: FastAPI, desk: Desk, version: dict[str, str]) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import logging
-import os
 import re
 import secrets
 import time
@@ -19,23 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from genrec.serving.metrics import Metrics
 
 access = logging.getLogger("genrec.access")
-SALT_VARIABLE = "GENREC_LOG_SALT"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-class UserHash:
-    """Users' names in the log: the same user has the same hash as long as the salt is the same.
-
-    The salt comes from the environment (`SALT_VARIABLE`), else it is drawn anew by each process.
-    """
-
-    def __init__(self) -> None:
-        self._salt = os.environ.get(SALT_VARIABLE, "").encode() or secrets.token_bytes(32)
-
-    def __call__(self, tenant: str, user_id: str) -> str:
-        """16 hexadecimal digits."""
-        text = f"{tenant}\0{user_id}".encode()
-        return hmac.new(self._salt, text, hashlib.sha256).hexdigest()[:16]
 
 
 class RequestLog:

@@ -10,6 +10,7 @@ from genrec.errors import DataError
 from genrec.prompts import Prompt
 from genrec.serving.engine import RecommendRequest, TextRequest
 from genrec.serving.export import Export
+from genrec.writer import STYLES, TASKS, evidence_of
 
 DEFAULT_BEAMS = 50
 MAX_POSITIONS = 4096  # of a prompt and its answer, in every engine; vLLM reserves cache for as many
@@ -84,15 +85,24 @@ def text_prompt(export: Export, request: TextRequest, positions: int) -> Prompt:
     """The prompt for text about an item, for the user with this history; the oldest events give way.
 
     Raises:
-        DataError: an unknown item, `max_tokens` below 1 or beyond the model, or a negative temperature.
+        DataError: an unknown item, task or style, `max_tokens` below 1 or beyond the model, a negative temperature.
     """
     if request.max_tokens < 1 or request.temperature < 0:
         raise DataError(
             f"max_tokens is 1 or more and temperature 0 or more; found max_tokens={request.max_tokens}, "
             f"temperature={request.temperature}"
         )
+    if request.task not in TASKS or request.style not in STYLES:
+        raise DataError(
+            f"no text of task {request.task!r} and style {request.style!r}; tasks: {', '.join(TASKS)}; "
+            f"styles: {', '.join(STYLES)}"
+        )
     (row,) = item_rows(export.catalogue, [request.item_id])
     history = item_rows(export.catalogue, request.history)
-    return _fitting(
-        export, history, lambda events: export.prompter.describe(events, row), request.max_tokens, positions
-    )
+    # of the whole history, whatever part of it fits
+    named = {"evidence": evidence_of(export.catalogue, history, row)} if request.task == "explain" else {}
+
+    def write(events: list[int]) -> Prompt:
+        return export.prompter.write(request.task, events, row, style=request.style, **named)
+
+    return _fitting(export, history, write, request.max_tokens, positions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from genrec.trie import Trie
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 16_384  # positions of one batch, beams and padding included
 BATCH_ROWS = 64
+LEAST_SHARED = 16  # tokens at the start of two prompts that are worth reading once for both
 
 
 class TorchEngine:
@@ -101,11 +103,18 @@ class TorchEngine:
         prompts = [text_prompt(self.export, request, self.max_positions) for request in requests]
         longest = max((request.max_tokens for request in requests), default=0)
         results: list[TextResult | None] = [None] * len(requests)
-        for batch in _batches([len(p.input_ids) for p in prompts], [1] * len(prompts), longest):
+        lengths = [len(p.input_ids) for p in prompts]
+        # the same history side by side: its prompts share their beginning
+        order = sorted(range(len(prompts)), key=lambda i: (len(requests[i].history), requests[i].history, lengths[i]))
+        for batch in _batches(lengths, [1] * len(prompts), longest, order):
             texts = self._generate([prompts[i] for i in batch], [requests[i] for i in batch])
             for i, result in zip(batch, texts, strict=True):
                 results[i] = result
         return [result for result in results if result is not None]
+
+    def continue_prompt(self, prompt: Prompt, max_tokens: int) -> TextResult:
+        """The likeliest text after any prompt, for people who edit prompts."""
+        return self._generate([prompt], [TextRequest("", max_tokens=max_tokens)])[0]
 
     def close(self) -> None:
         """Free the weights; the engine cannot answer any more. Calling it again does nothing."""
@@ -125,16 +134,38 @@ class TorchEngine:
         embeds = self._splicer.splice(padded, self.model.embedding)
         return embeds, torch.tensor(lengths, device=self.device)
 
+    def _read(self, prompts: list[Prompt], cache: DynamicCache) -> Tensor:
+        """Fill a cache with the beginnings of prompts; returns the mask int64 [B, T], 0 at padding."""
+        inputs, lengths = self._embed(prompts)
+        positions = torch.arange(inputs.shape[1], device=self.device).expand(len(prompts), -1)
+        mask = (positions < lengths[:, None]).long()
+        self.model.decoder(
+            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        return mask
+
     @torch.inference_mode()
     def _generate(self, prompts: list[Prompt], requests: list[TextRequest]) -> list[TextResult]:
         """One batch, token by token; a row that ended is carried along until all have."""
-        inputs, lengths = self._embed(prompts)
-        n_rows, width, _ = inputs.shape
-        positions = torch.arange(width, device=self.device).expand(n_rows, -1)  # [B, T]
-        mask = (positions < lengths[:, None]).long()  # [B, S]: 0 at padding
-        last = lengths - 1
+        n_rows = len(prompts)
         rows = torch.arange(n_rows, device=self.device)
+        owner, shared = shared_prefixes(prompts)
+        if max(shared):  # no row may begin with nothing: attention over nothing is not a number
+            shared = [n or len(prompt.input_ids) - 1 for n, prompt in zip(shared, prompts, strict=True)]
         cache = DynamicCache()
+        mask = torch.zeros(n_rows, 0, dtype=torch.long, device=self.device)  # [B, S]: 0 at padding
+        if max(shared):
+            firsts = [owner.index(group) for group in range(owner[-1] + 1)]
+            mask = self._read([_cut(prompts[i], 0, shared[i]) for i in firsts], cache)
+            index = torch.tensor(owner, device=self.device)
+            cache.batch_select_indices(index)
+            mask = mask[index]
+        starts = torch.tensor(shared, device=self.device)
+        inputs, lengths = self._embed([_cut(p, n, None) for p, n in zip(prompts, shared, strict=True)])
+        own = torch.arange(inputs.shape[1], device=self.device)
+        positions = starts[:, None] + own  # [B, T]
+        mask = torch.cat([mask, (own < lengths[:, None]).long()], dim=1)
+        last = lengths - 1
         dice = [torch.Generator().manual_seed(request.seed) for request in requests]
         written: list[list[int]] = [[] for _ in requests]
         ended: list[str | None] = [None] * n_rows
@@ -172,19 +203,52 @@ class TorchEngine:
         ]
 
 
-def _batches(lengths: list[int], widths: list[int], steps: int) -> Iterator[list[int]]:
+def shared_prefixes(prompts: Sequence[Prompt]) -> tuple[list[int], list[int]]:
+    """Which neighbouring prompts begin alike.
+
+    Example, `LEAST_SHARED` 2: "abcd", "abce", "xy" -> [0, 0, 1], [3, 3, 0]; at least one token is a prompt's own.
+
+    Returns:
+        for each prompt its group, and the tokens that it shares with the whole group (0: none).
+    """
+    owner, shared = [0], [0]
+    for before, prompt in pairwise(prompts):
+        n = min(len(before.input_ids), len(prompt.input_ids)) - 1
+        differ = (before.input_ids[:n] != prompt.input_ids[:n]) | (before.slots[:n] != prompt.slots[:n])
+        common = int(differ.argmax()) if differ.any() else n
+        group = [i for i in range(len(owner)) if owner[i] == owner[-1]]
+        if len(group) > 1:
+            common = min(common, shared[-1]) if 2 * common >= shared[-1] else 0
+        if common >= LEAST_SHARED:
+            owner.append(owner[-1])
+            shared.append(0)
+            for i in (*group, len(owner) - 1):
+                shared[i] = common
+        else:
+            owner.append(owner[-1] + 1)
+            shared.append(0)
+    return owner, shared
+
+
+def _cut(prompt: Prompt, start: int, end: int | None) -> Prompt:
+    return Prompt(prompt.input_ids[start:end], prompt.slots[start:end], prompt.targets[start:end])
+
+
+def _batches(
+    lengths: list[int], widths: list[int], steps: int, order: Sequence[int] | None = None
+) -> Iterator[list[int]]:
     """Request numbers in batches of one beam width and of similar length.
 
     Args:
         lengths: prompt tokens per request.
         widths: beams per request.
         steps: tokens that each beam appends.
+        order: of the requests; None: by width and length.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (widths[i], lengths[i]))
     batch: list[int] = []
-    for i in order:
-        # sorted, so the newest request is the longest: the batch is padded to it
-        size = (len(batch) + 1) * (lengths[i] + steps * widths[i])
+    for i in order if order is not None else sorted(range(len(lengths)), key=lambda i: (widths[i], lengths[i])):
+        # the batch is padded to its longest request
+        size = (len(batch) + 1) * (max(lengths[j] for j in (*batch, i)) + steps * widths[i])
         if batch and (widths[i] != widths[batch[0]] or size > BATCH_TOKENS or len(batch) == BATCH_ROWS):
             yield batch
             batch = []

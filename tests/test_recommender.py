@@ -6,6 +6,7 @@ import pytest
 
 from genrec import Recommender
 from genrec.errors import ArtefactError, ConfigError, DataError
+from genrec.prompts import prompt_version
 from genrec.serving.engine import RecommendRequest, TextRequest
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
@@ -27,7 +28,17 @@ def test_it_answers_as_its_engine(folder: Path) -> None:
         assert [item.rank for item in found] == [1, 2, 3, 4]
         assert len(recommender.recommend([])) == 10
         text = recommender.describe(history, "item-2", max_tokens=6, temperature=0.7, seed=3)
-        assert text == engine.generate([TextRequest("item-2", history, 6, 0.7, 3)])[0].text
+        assert str(text) == engine.generate([TextRequest("item-2", history, 6, 0.7, 3)])[0].text
+        assert text.provenance.generated
+        assert (text.provenance.item_id, text.provenance.seed) == ("item-2", 3)
+        for task in ("explain", "headline"):
+            wish = TextRequest("item-2", history, 6, task=task, style="long playful")
+            found = getattr(recommender, task)(history, "item-2", max_tokens=6, style="long playful")
+            assert found.text == engine.generate([wish])[0].text
+            assert found.provenance.prompt == prompt_version(task)
+            assert found.provenance.export == str(recommender.export.manifest["key"])[:12]
+        with pytest.raises(DataError, match="style 'rude'"):
+            recommender.describe([], "item-2", style="rude")
         assert recommender.export.catalogue.item_ids[0] == "item-0"
 
 
