@@ -1,4 +1,5 @@
-"""The command line: genrec run | init | doctor | serve | keys | quantize | features | recommend."""
+"""The command line: genrec run | init | doctor | serve | keys | quantize | features | recommend | describe | evaluate |
+audit | prompts."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from genrec.errors import GenrecError
 from genrec.keys_cli import keys_app
+from genrec.prompts_cli import prompts_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +25,7 @@ app = typer.Typer(
     help="From a catalogue and a log to a served generative recommender.",
 )
 app.add_typer(keys_app, name="keys")
+app.add_typer(prompts_app, name="prompts")
 console = Console()
 Runs = Annotated[Path, typer.Option(help="folder that holds one folder per run")]
 Force = Annotated[bool, typer.Option("--force", help="run stages even when nothing changed")]
@@ -155,6 +158,79 @@ def recommend(
         for item in recommender.recommend(history, k=k):
             table.add_row(str(item.rank), escape(item.item_id), escape(titles[item.item_id]), f"{item.score:.3f}")
     console.print(table)
+
+
+@app.command()
+def describe(
+    export: Annotated[Path, typer.Argument(help="an export folder")],
+    pairs: Annotated[
+        Path, typer.Option(help="Parquet with user_id, item_id, and history and style where there are any")
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the Parquet shards; the same command again goes on there")],
+    engine: Annotated[str, typer.Option(help="auto, torch or vllm")] = "auto",
+    task: Annotated[str, typer.Option(help="describe, explain or headline")] = "describe",
+    max_tokens: Annotated[int, typer.Option(help="of each text")] = 64,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest word")] = 0.0,
+    seed: Annotated[int, typer.Option(help="row r is written with seed + r")] = 0,
+) -> None:
+    """Write a text for every row of a Parquet file."""
+    from genrec.errors import ConfigError
+    from genrec.serving.batch import Wish, describe_pairs, open_pairs
+    from genrec.serving.export import Export
+    from genrec.serving.select_engine import make_engine
+    from genrec.writer import TASKS
+
+    if task not in TASKS or max_tokens < 1 or temperature < 0:
+        raise ConfigError(f"--task is one of {', '.join(TASKS)}, --max-tokens 1 or more, --temperature 0 or more")
+    open_pairs(pairs)  # what is wrong here shows before minutes of loading
+    loaded = Export.load(export)
+    running = make_engine(loaded, engine)
+    try:
+        counts = describe_pairs(loaded, running, pairs, out, Wish(task, max_tokens, temperature, seed))
+    finally:
+        running.close()
+    console.print(f"{out}: {counts['written']} texts, {counts['rejected']} rejected rows")
+
+
+@app.command()
+def evaluate(
+    run_folder: Annotated[Path, typer.Argument(help="a run's folder")],
+    task: Annotated[str, typer.Option(help="describe, explain or headline")] = "describe",
+    texts: Annotated[int, typer.Option(help="texts to write and measure")] = 300,
+    force: Force = False,
+) -> None:
+    """How good a run's texts are: true, personal, useful, diverse, fluent; with controls and examples."""
+    import dataclasses
+
+    from genrec.pipeline import Run
+    from genrec.text_quality import measure
+
+    result = measure(dataclasses.replace(Run.open(run_folder), force=force), task, texts)
+    table = Table("measure", "mean", "95 % interval")
+    for name, value in result["metrics"].items():
+        ends = "" if value["ci95"] is None else "{:.3f} .. {:.3f}".format(*value["ci95"])
+        table.add_row(escape(name), f"{value['mean']:.3f}", ends)
+    console.print(f"{result['texts']} texts for users whose texts were never trained")
+    console.print(table)
+    for example in result["examples"]:
+        console.print(escape(f"{example['item']} for {example['user']}, {example['style']}: {example['text']}"))
+
+
+@app.command()
+def audit(
+    where: Annotated[Path, typer.Argument(help="a folder that genrec describe wrote, or an API answer as JSON")],
+    row: Annotated[int | None, typer.Option(help="row of the pairs file, from 0")] = None,
+    text: Annotated[str | None, typer.Option(help="words of the text")] = None,
+    export: Annotated[Path | None, typer.Option(help="an export: was it the one?")] = None,
+) -> None:
+    """Which model and prompt wrote a text."""
+    from genrec.serving.audit import find_origin
+
+    for found in find_origin(where, row=row, text=text, export=export):
+        table = Table("what", "value")
+        for name, value in found.items():
+            table.add_row(name, escape(str(value)))
+        console.print(table)
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
