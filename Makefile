@@ -26,7 +26,7 @@ export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 export TOKENIZERS_PARALLELISM ?= false
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: help env demo test lint format type cov gpu bench-demo bench-real bench-accuracy bench lock clean
+.PHONY: help env demo test lint format type cov gpu bench-demo bench-real bench-accuracy bench-writing bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -94,7 +94,10 @@ bench-real: $(STAMP)  ## the whole path on the real sets that lie beside the che
 	$(PY) -m benchmarks.real amazon-scientific
 	$(PY) -m benchmarks.real movielens-1m-posters
 
-bench: bench-demo bench-real bench-accuracy  ## every benchmark
+bench-writing: $(STAMP)  ## are the texts true and personal, do batches survive; on the embedded catalogue
+	$(PY) -m benchmarks.writing
+
+bench: bench-demo bench-real bench-accuracy bench-writing  ## every benchmark
 
 lock:  ## resolve anew and rewrite constraints/cpu.txt (on a machine without a GPU)
 	$(PYTHON) -m venv --clear .venv-lock

@@ -1,0 +1,235 @@
+"""The embedded catalogue, several seeds: are the texts true and for their user, and do batches survive?
+
+    make bench-writing                                  # five seeds, 100,000 rows
+    python -m benchmarks.writing --seeds 1 --rows 2000  # a first look
+
+Every stage is an artefact under runs/bench-writing, so a run that stops goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.results import ROOT, Check, finish, over_seeds
+from genrec.artefacts import read_manifest
+from genrec.config import load_recipe
+from genrec.pipeline import Run
+from genrec.reader import CANDIDATES
+from genrec.serving import torch_engine
+from genrec.serving.batch import Wish, describe_pairs
+from genrec.serving.export import Export
+from genrec.serving.torch_engine import TorchEngine
+from genrec.synthetic import SIZES
+from genrec.text_quality import measure
+from genrec.writer import PICTURE_ONLY, TASKS
+
+log = logging.getLogger("benchmarks.writing")
+ITEMS_PER_USER = 10
+SPEED_ROWS = 2000
+MEMORY_ROWS = 1000
+KILLS = 10
+MAX_TOKENS = 64
+
+
+def trained(seed: int, runs: Path) -> Run:
+    """The writing recipe up to its export."""
+    recipe = load_recipe(ROOT / "training" / "recipes" / "writing.yaml")
+    run = Run.create(recipe.model_copy(update={"name": f"s{seed}", "seed": seed}), runs)
+    run.prepare()
+    run.encode()
+    run.base()
+    run.train()
+    run.export()
+    return run
+
+
+def values_of(run: Run, task: str) -> dict[str, np.ndarray]:
+    """What `measure` found for every text: metric -> float64 [n] without texts that say nothing about it."""
+    with np.load(run.folder / "texts" / task / "values.npz") as kept:
+        return {name: kept[name][~np.isnan(kept[name])] for name in kept.files}
+
+
+def write_pairs(run: Run, path: Path, rows: int) -> Path:
+    """Test users with `ITEMS_PER_USER` random items each, in random order within a row group."""
+    rng = np.random.default_rng(0)
+    ids, cases = run.space.catalogue.item_ids, run.space.split.test
+    schema = pa.schema({"user_id": pa.string(), "item_id": pa.string(), "history": pa.list_(pa.string())})
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, rows, 10_000):
+            at = start + rng.permutation(min(10_000, rows - start))
+            users = at // ITEMS_PER_USER % len(cases.targets)
+            columns = {
+                "user_id": [run.space.user_ids[cases.users[u]] for u in users],
+                "item_id": [ids[row] for row in rng.integers(len(ids), size=len(at))],
+                "history": [[ids[row] for row in cases.histories[u]] for u in users],
+            }
+            order = np.argsort(at, kind="stable")  # a user's rows are neighbours, as a shop's job writes them
+            writer.write_table(pa.table(columns, schema=schema).take(order))
+    return path
+
+
+def batch_process(export: Path, pairs: Path, out: Path) -> subprocess.Popen[bytes]:
+    """genrec describe, as one types it."""
+    command = [sys.executable, "-m", "genrec.cli", "describe", str(export), "--pairs", str(pairs), "--out", str(out)]
+    command += ["--engine", "torch", "--max-tokens", str(MAX_TOKENS)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def peak_mb(export: Path, pairs: Path, out: Path) -> float:
+    """Peak memory of a whole batch in MB."""
+    process = batch_process(export, pairs, out)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"genrec describe ended with {process.returncode}; run it by hand on {pairs}")
+    return usage.ru_maxrss / 1024
+
+
+def killed(export: Path, pairs: Path, out: Path, kills: int) -> int:
+    """A batch that is killed after random times; returns how often it was."""
+    rng = np.random.default_rng(1)
+    done = 0
+    while done < kills:
+        before = len(list(out.glob("part-*.parquet")))
+        process = batch_process(export, pairs, out)
+        while process.poll() is None and len(list(out.glob("part-*.parquet"))) <= before:
+            time.sleep(0.02)
+        try:
+            process.wait(float(rng.uniform(0, 3)))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            done += 1
+        else:
+            log.warning("the batch was done after %d kills; give more --rows", done)
+            break
+    return done
+
+
+def rows_of(out: Path) -> np.ndarray:
+    """The row numbers in all shards and side files: int64 [n]."""
+    files = [*out.glob("part-*.parquet"), *out.glob("rejected-*.parquet")]
+    return np.concatenate([pq.read_table(path, columns=["row"])["row"].to_numpy() for path in files])
+
+
+def rows_per_second(run: Run, pairs: Path, out: Path, least_shared: int) -> float:
+    """Speed of the torch engine when prompts share a beginning of so many tokens or more."""
+    export = Export.load(run.folder / "export")
+    kept, torch_engine.LEAST_SHARED = torch_engine.LEAST_SHARED, least_shared
+    try:
+        started = time.monotonic()
+        describe_pairs(export, TorchEngine(export), pairs, out, Wish(max_tokens=MAX_TOKENS))
+        return SPEED_ROWS / (time.monotonic() - started)
+    finally:
+        torch_engine.LEAST_SHARED = kept
+
+
+def batch_checks(run: Run, rows: int) -> list[Check]:
+    """Kills, memory and speed on one seed's export."""
+    folder, export = run.folder / "batch", run.folder / "export"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    pairs = write_pairs(run, folder / "pairs.parquet", rows)
+    few = write_pairs(run, folder / "few.parquet", MEMORY_ROWS)
+    some = write_pairs(run, folder / "some.parquet", SPEED_ROWS)
+    small = peak_mb(export, few, folder / "few")
+    done = killed(export, pairs, folder / "out", KILLS)
+    large = peak_mb(export, pairs, folder / "out")
+    found = rows_of(folder / "out")
+    wrong = rows - len(np.intersect1d(found, np.arange(rows))) + len(found) - len(np.unique(found))
+    apart = rows_per_second(run, some, folder / "apart", 10**6)
+    together = rows_per_second(run, some, folder / "together", torch_engine.LEAST_SHARED)
+    log.info("batch: %.1f rows/s with shared beginnings, %.1f without", together, apart)
+    ratio, speed = large / small, together / apart
+    return [
+        Check(f"batch of {rows} rows, killed {done} times: rows lost or doubled", wrong, None, "0", wrong == 0),
+        Check(f"batch: peak memory of the last start / of {MEMORY_ROWS} rows", ratio, None, "<= 1.1", ratio <= 1.1),
+        Check("batch: rows/s with shared beginnings / without", speed, None, ">= 1.5", speed >= 1.5),
+    ]
+
+
+def text_checks(values: dict[str, list[dict[str, np.ndarray]]]) -> list[Check]:
+    """What every seed's texts say together: task -> one dictionary of metrics per seed."""
+
+    def of(task: str, metric: str) -> tuple[float, list[float]]:
+        return over_seeds([seed[metric] for seed in values[task]])
+
+    checks = []
+    for task in TASKS:
+        mean, ends = of(task, "faithful")
+        checks.append(Check(f"{task}: share of mentions that are true", mean, ends, ">= 0.98", mean >= 0.98))
+    mean, ends = of("describe", "picture right")
+    checks.append(Check("describe: colour, shape, pattern named rightly", mean, ends, ">= 0.90", mean >= 0.9))
+    for name in PICTURE_ONLY:
+        chance = 1 / SIZES[name]
+        found: Sequence[np.ndarray] = [v[f"{name} right, shuffled soft tokens"] for v in values["describe"]]
+        if all(len(part) > 1 for part in found):
+            mean, ends = over_seeds(list(found))
+            label = f"describe: {name} with shuffled soft tokens (chance {chance:.3f})"
+            checks.append(Check(label, mean, ends, "interval not above chance", ends[0] <= chance))
+    mean, ends = of("describe", "personal")
+    checks.append(Check(f"describe: the reader finds 1 of {CANDIDATES}", mean, ends, ">= 0.25", mean >= 5 / CANDIDATES))
+    mean, ends = of("describe", "personal, item-only writer")
+    fine = ends[0] <= 1 / CANDIDATES
+    checks.append(Check("describe: the same, item-only writer", mean, ends, "interval not above 0.05", fine))
+    mean, ends = of("describe", "swapped history, swapped text")
+    checks.append(Check("describe: swapped histories swap the text", mean, ends, "interval above 0.5", ends[0] > 0.5))
+    mean, ends = of("describe", "useful")
+    checks.append(Check("describe: what the user cares about comes first", mean, ends, "reported", True))
+    return checks
+
+
+def main() -> int:
+    """Train every seed, write and measure, then the verdicts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 .. N-1")
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of the batch on seed 0; 0: no batch")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-writing", help="where the runs go")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    seeds = list(range(arguments.seeds))
+    values: dict[str, list[dict[str, np.ndarray]]] = {task: [] for task in TASKS}
+    tables: dict[str, str] = {}
+    for seed in seeds:
+        run = trained(seed, arguments.runs)
+        for task in TASKS:
+            result = measure(run, task)
+            values[task].append(values_of(run, task))
+            if seed == 0:
+                tables[f"Seed 0, {task}"] = _table(result)
+    checks = text_checks(values)
+    if arguments.rows:
+        checks += batch_checks(Run.open(arguments.runs / "s0"), arguments.rows)
+    seconds = sum(read_manifest(path.parent)["seconds"] for path in arguments.runs.rglob("manifest.json"))
+    whole = len(seeds) == 5 and arguments.rows == 100_000
+    command = f"python -m benchmarks.writing --seeds {len(seeds)} --rows {arguments.rows}"
+    return finish("writing", "make bench-writing" if whole else command, seeds, seconds, checks, tables)
+
+
+def _table(result: dict[str, Any]) -> str:
+    rows = ["| measure | mean | 95 % interval |", "|---|---|---|"]
+    for name, value in result["metrics"].items():
+        ends = "" if value["ci95"] is None else "{:.3f} .. {:.3f}".format(*value["ci95"])
+        rows.append(f"| {name} | {value['mean']:.3f} | {ends} |")
+    rows += ["", "Examples as they came:", ""]
+    rows += [f"- {e['item']}, {e['style']}: {json.dumps(e['text'], ensure_ascii=False)}" for e in result["examples"]]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

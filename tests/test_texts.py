@@ -1,0 +1,99 @@
+"""Training samples of text and their measures, on a tiny run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from genrec.config import resolve_recipe
+from genrec.errors import ConfigError
+from genrec.pipeline import Run
+from genrec.text_quality import distinct, measure, subjects, swap_pairs, swap_values
+from genrec.training.texts import held_out_users, text_samples
+from tests.conftest import tiny_recipe
+
+MIXTURE = {"describe": 1.0, "explain": 0.5, "headline": 0.5, "id_text": 0.2, "text_id": 0.2}
+
+
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory) -> Run:
+    """A tiny run whose mixture holds every task, trained for one epoch and exported."""
+    recipe = tiny_recipe(
+        data={"synthetic": {"n_items": 60, "n_users": 300}},
+        finetune={"epochs": 0.2, "evals": 1, "mixture": MIXTURE},
+    )
+    run = Run.create(resolve_recipe(recipe), tmp_path_factory.mktemp("writing"))
+    run.prepare()
+    run.encode()
+    run.base()
+    run.train()
+    run.export()
+    return run
+
+
+def test_samples_follow_the_mixture_and_leave_users_out(writing: Run) -> None:
+    space = writing.space
+    prompts = text_samples(space)
+    n = len(space.split.train)
+    expected = 0.9 * n * (1.0 + 0.5 + 0.5) + n * 0.4
+    assert abs(len(prompts) - expected) < 4 * expected**0.5
+    apart = held_out_users(len(space.user_ids), space.recipe.seed)
+    assert apart.sum() == 30
+    texts = [space.tokenizer.decode(p.input_ids[p.targets][:-1]) for p in prompts]
+    assert any(text.startswith("You chose ") for text in texts)
+    assert all(p.targets.any() for p in prompts)
+    # no sample is about an item that the log never names
+    cold = set(np.flatnonzero(space.split.cold).tolist())
+    soft = space.layout.soft_tokens
+    assert cold.isdisjoint({int(slot) // soft for p in prompts for slot in p.slots if slot >= 0})
+
+
+def test_no_mixture_no_samples(prepared: Run) -> None:
+    assert text_samples(prepared.space) == []
+
+
+def test_measures_have_controls_and_examples(writing: Run) -> None:
+    result = measure(writing, "describe", 25)
+    metrics = result["metrics"]
+    assert result["texts"] == 25
+    # this model has learned next to nothing: a checker that finds its babble true would be none
+    assert metrics["faithful mentions"]["mean"] < 0.9
+    assert metrics["equal to the reference"]["mean"] < 0.5
+    assert 0 <= metrics["personal, item-only writer"]["mean"] < 0.2
+    assert metrics["log perplexity"]["mean"] > 0
+    assert {"user", "item", "style", "text", "reference"} == set(result["examples"][0])
+    kept = json.loads((writing.folder / "texts" / "describe" / "texts.json").read_text())
+    assert kept == result
+    with np.load(writing.folder / "texts" / "describe" / "values.npz") as values:
+        assert len(values["personal"]) == 25
+
+
+def test_subjects_were_never_written_about(writing: Run) -> None:
+    space = writing.space
+    apart = held_out_users(len(space.user_ids), space.recipe.seed)
+    chosen = subjects(space, 25, 0)
+    assert all(apart[space.user_ids.index(s.user)] for s in chosen)
+    assert all(s.row not in s.history for s in chosen)
+
+
+def test_perfect_texts_swap_and_deaf_ones_do_not(writing: Run) -> None:
+    writer, chosen = writing.space.writer, subjects(writing.space, 30, 0)
+    pairs = swap_pairs(writer, "describe", chosen)
+    assert len(pairs) > 5
+    perfect = [writer.write("describe", o.style, o.user, o.history, o.row) for _, o in pairs]
+    deaf = [writer.write("describe", s.style, s.user, s.history, s.row) for s, _ in pairs]
+    assert swap_values(writer, "describe", pairs, perfect).mean() == 1
+    assert swap_values(writer, "describe", pairs, deaf).mean() == 0
+
+
+def test_what_was_not_trained_is_not_measured(writing: Run, prepared: Run) -> None:
+    with pytest.raises(ConfigError, match=r"set finetune\.mixture\.describe above 0"):
+        measure(prepared, "describe")
+    with pytest.raises(ConfigError, match="no task 'haiku' to evaluate; there are describe, explain, headline"):
+        measure(writing, "haiku")
+
+
+def test_distinct_counts_ngrams() -> None:
+    assert distinct(["a b a", "a b"], 1) == pytest.approx(2 / 5)
+    assert distinct(["a b a", "a b"], 2) == pytest.approx(2 / 3)
+    assert distinct([], 1) == 0
