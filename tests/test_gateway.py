@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from genrec.prompts import prompt_version
 from genrec.serving.body_limit import MAX_BODY_BYTES
 from genrec.serving.desk import Settings
 from genrec.serving.engine import RecommendRequest, TextRequest
@@ -77,6 +78,13 @@ def test_texts_are_the_engines(client: httpx.Client, torch_engine: TorchEngine) 
     found = client.post("/v1/describe", json=body).json()
     (expected,) = torch_engine.generate([TextRequest("item-3", ["item-1"], 5, 0.5, 4)])
     assert (found["text"], found["finish_reason"]) == (expected.text, expected.finish_reason)
+    assert (found["provenance"]["user"], found["provenance"]["seed"]) == (None, 4)
+    assert found["provenance"]["prompt"] == prompt_version("describe")
+    wish = {"item_id": "item-3", "history": ["item-1"], "max_tokens": 5, "task": "explain", "style": "long playful"}
+    (expected,) = torch_engine.generate([TextRequest("item-3", ["item-1"], 5, task="explain", style="long playful")])
+    assert client.post("/v1/describe", json=wish).json()["text"] == expected.text
+    for name in ("task", "style"):
+        assert client.post("/v1/describe", json={**wish, name: "haiku"}).status_code == 422
 
 
 @pytest.mark.parametrize(
@@ -193,7 +201,12 @@ def test_a_stored_user_gets_the_list_of_the_same_history(client: httpx.Client, t
         assert ids(client.post("/v1/recommend", json=body)) == [item.item_id for item in expected]
     body = {"user_id": "ann", "item_id": "item-3", "max_tokens": 4}
     (text,) = torch_engine.generate([TextRequest("item-3", ["item-1", "item-8", "item-12"], 4)])
-    assert client.post("/v1/describe", json=body).json()["text"] == text.text
+    found = client.post("/v1/describe", json=body).json()
+    assert found["text"] == text.text
+    origin = found["provenance"]
+    assert (origin["generated"], origin["item_id"], origin["export"]) == (True, "item-3", found["export"])
+    assert "ann" not in str(origin)
+    assert len(origin["user"]) == 16
 
 
 def test_a_poisoned_title_forges_nothing(client: httpx.Client, torch_engine: TorchEngine) -> None:
