@@ -12,6 +12,7 @@ After `build` nothing is read back to the host, so that a decoding step may run 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from genrec.errors import DataError
 
-DENSE_CELLS = 1 << 22  # a level becomes a dense table up to this many cells (8 bytes each)
+DENSE_CELLS = 1 << 22  # a level becomes a dense table up to this many cells (4 bytes each)
 SHOWN = 5
 
 
@@ -42,27 +43,44 @@ class _Level:
     """The step from the nodes of one level to the next.
 
     Attributes:
-        keys: int64 [children], ``parent * C + code``, sorted; a child's place is its node id.
-        parents: int64 [children].
-        codes: int64 [children].
-        offsets: int64 [parents + 1], the first child of each parent.
+        codes: int32 [children], sorted below each parent; a child's place is its node id.
+        offsets: int32 [parents + 1], the first child of each parent.
         fan_out: most children of one parent.
-        table: int64 [parents, C], child or -1; None where that would be too large.
+        table: int32 [parents, C], child or -1; None where that would be too large.
     """
 
-    keys: Tensor
-    parents: Tensor
     codes: Tensor
     offsets: Tensor
     fan_out: int
     table: Tensor | None
 
+    def parents(self) -> Tensor:
+        """int64 [children], made anew: kept, it would be the largest of the arrays."""
+        parents = torch.arange(len(self.offsets) - 1, device=self.codes.device)
+        return parents.repeat_interleave(self.offsets.diff(), output_size=len(self.codes))
+
     def children(self, node: Tensor) -> Tensor:
         """node int64 [...] -> its children int64 [..., fan_out]; past the last one the last again: written twice, a
         value stays the same."""
-        last = self.offsets[node + 1].unsqueeze(-1) - 1
-        child = self.offsets[node].unsqueeze(-1) + torch.arange(self.fan_out, device=node.device)
+        last = self.offsets[node + 1].long().unsqueeze(-1) - 1
+        child = self.offsets[node].long().unsqueeze(-1) + torch.arange(self.fan_out, device=node.device)
         return torch.minimum(child, last)
+
+    def find(self, node: Tensor, code: Tensor) -> Tensor:
+        """The child of each node, int64 [...], by each code, int64 [...]: int64 [...], -1 where there is none.
+
+        A binary search among the node's own children, all nodes at once: its steps depend on the fan-out, not on the
+        number of items.
+        """
+        if self.table is not None:
+            return self.table[node, code].long()
+        low, last = self.offsets[node].long(), self.offsets[node + 1].long() - 1
+        high = last
+        for _ in range(self.fan_out.bit_length()):
+            middle = (low + high) // 2
+            before = self.codes[middle] < code
+            low, high = torch.where(before, torch.minimum(middle + 1, last), low), torch.where(before, high, middle)
+        return torch.where(self.codes[low] == code, low, -1)
 
 
 class Trie:
@@ -72,11 +90,19 @@ class Trie:
 
     def __init__(self, levels: list[_Level], rows: Tensor, n_codes: int) -> None:
         self._levels = levels
-        self._rows = rows  # int64 [N]: final node -> catalogue row
+        self._rows = rows  # int32 [N]: final node -> catalogue row
         self.n_items = len(rows)
         self.n_levels = len(levels)
         self.n_codes = n_codes
         self.device = rows.device
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all arrays; a `Filter` takes one more per node and request, a `Prior` four."""
+        arrays = [self._rows]
+        for level in self._levels:
+            arrays += [level.codes, level.offsets] + ([] if level.table is None else [level.table])
+        return sum(array.nbytes for array in arrays)
 
     @classmethod
     def build(cls, codes: Tensor, n_codes: int, device: torch.device | str = "cpu") -> Trie:
@@ -100,20 +126,28 @@ class Trie:
                 f"{len(outside)} of {len(codes)} ids hold a code outside [0, {n_codes}), by row: {bad}; "
                 "take n_codes from the semantic ids that the codes come from"
             )
-        node = torch.zeros(len(codes), dtype=torch.int64, device=device)
-        levels, n_parents = [], 1
-        for code in codes.unbind(1):
-            keys, node = torch.unique(node * n_codes + code, return_inverse=True)
-            levels.append(_level(keys, n_parents, n_codes))
-            n_parents = len(keys)
-        if n_parents < len(codes):
+        order = torch.arange(len(codes), device=device)
+        for code in reversed(codes.unbind(1)):
+            order = order[code[order].argsort(stable=True)]
+        new = torch.zeros(len(codes), dtype=torch.bool, device=device)  # sorted row -> it begins another prefix
+        new[0] = True
+        levels, begins = [], new.nonzero().flatten()  # [parents]: the first sorted row below each
+        for column in codes.unbind(1):
+            code = column[order]
+            new[1:] |= code[1:] != code[:-1]
+            offsets = torch.cat([new.cumsum(0)[begins] - 1, new.sum()[None]])
+            begins = new.nonzero().flatten()
+            levels.append(_level(code[begins], offsets, n_codes))
+        if len(begins) < len(codes):
+            node = torch.empty_like(order)
+            node[order] = new.cumsum(0) - 1
             shared = (torch.bincount(node)[node] > 1).nonzero().flatten()
             same = (node == node[shared[0]]).nonzero().flatten()[:SHOWN].tolist()
             raise DataError(
                 f"{len(shared)} of {len(codes)} rows share their id with another; the first are rows {same} "
                 f"with id {codes[same[0]].tolist()}; one id names one item, fit_semantic_ids sees to it"
             )
-        return cls(levels, node.argsort(), n_codes)
+        return cls(levels, order.int(), n_codes)
 
     def mask(self, state: Tensor, level: int, allowed: Filter | None = None) -> Tensor:
         """The codes that lead on from each state; with a filter, only those that lead to an allowed item.
@@ -129,7 +163,7 @@ class Trie:
         here = self._levels[level]
         alive, node = state >= 0, state.clamp(min=0)
         if here.table is not None:
-            child = here.table[node]  # [..., C]
+            child = here.table[node].long()  # [..., C]
             legal = (child >= 0) & alive.unsqueeze(-1)
             return legal if allowed is None else legal & _of_rows(allowed.nodes[level + 1], child.clamp(min=0))
         child = here.children(node)  # [..., fan_out]
@@ -137,7 +171,7 @@ class Trie:
         if allowed is not None:
             legal = legal & _of_rows(allowed.nodes[level + 1], child)
         out = torch.zeros(*state.shape, self.n_codes, dtype=torch.bool, device=self.device)
-        return out.scatter_(-1, here.codes[child], legal)
+        return out.scatter_(-1, here.codes[child].long(), legal)
 
     def step(self, state: Tensor, code: Tensor, level: int) -> Tensor:
         """Read one more code.
@@ -150,20 +184,13 @@ class Trie:
         Returns:
             int64 [...], nodes of ``level + 1``; -1 where the state was dead or the code is illegal.
         """
-        here = self._levels[level]
         legal = (state >= 0) & (code >= 0) & (code < self.n_codes)
-        node, code = state.clamp(min=0), code.clamp(0, self.n_codes - 1)
-        if here.table is not None:
-            child = here.table[node, code]
-        else:
-            key = node * self.n_codes + code
-            child = torch.searchsorted(here.keys, key).clamp(max=len(here.keys) - 1)
-            legal = legal & (here.keys[child] == key)
+        child = self._levels[level].find(state.clamp(min=0), code.clamp(0, self.n_codes - 1))
         return torch.where(legal, child, -1)
 
     def item(self, state: Tensor) -> Tensor:
         """Catalogue row of each final state: int64 [...] -> int64 [...], -1 where dead."""
-        return torch.where(state >= 0, self._rows[state.clamp(min=0)], -1)
+        return torch.where(state >= 0, self._rows[state.clamp(min=0)].long(), -1)
 
     def filter(self, items: Tensor) -> Filter:
         """Push item bitmaps up the levels, so that a beam never enters a branch without an allowed item.
@@ -178,10 +205,11 @@ class Trie:
             raise DataError(f"filter: expected bool [B, {self.n_items}], found {items.dtype} {list(items.shape)}")
         nodes = [items.to(self.device).index_select(1, self._rows)]
         for level in reversed(self._levels):
-            below = nodes[0].view(torch.uint8)  # [B, children]
-            above = below.new_zeros(len(items), len(level.offsets) - 1)  # [B, parents]
-            above.scatter_reduce_(1, level.parents.expand_as(below), below, "amax")
-            nodes.insert(0, above.view(torch.bool))
+            count = nodes[0].cumsum(1, dtype=torch.int32)  # [B, children]: allowed nodes up to each
+            count = count.index_select(1, level.offsets[1:] - 1)  # [B, parents]: up to the last child of each
+            above = count.clone()
+            above[:, 1:] -= count[:, :-1]
+            nodes.insert(0, above > 0)
         return Filter(nodes)
 
     def prior(self, scores: Tensor) -> Prior:
@@ -203,7 +231,7 @@ class Trie:
         mass = nodes[0].exp()
         for level in reversed(self._levels):
             above = mass.new_zeros(len(mass), len(level.offsets) - 1)
-            mass = above.index_add(1, level.parents, mass)  # [B, parents]
+            mass = above.index_add(1, level.parents(), mass)  # [B, parents]
             nodes.insert(0, mass.clamp(min=torch.finfo(mass.dtype).tiny).log())
         return Prior(nodes)
 
@@ -220,22 +248,21 @@ class Trie:
         here, values = self._levels[level], prior.nodes[level + 1]
         node = state.clamp(min=0)
         if here.table is not None:
-            child = here.table[node]  # [..., C]
+            child = here.table[node].long()  # [..., C]
             return _of_rows(values, child.clamp(min=0)).masked_fill(child < 0, 0)
         child = here.children(node)  # [..., fan_out]
         out = torch.zeros(*state.shape, self.n_codes, device=self.device)
-        return out.scatter(-1, here.codes[child], _of_rows(values, child))
+        return out.scatter(-1, here.codes[child].long(), _of_rows(values, child))
 
 
-def _level(keys: Tensor, n_parents: int, n_codes: int) -> _Level:
-    parents, codes = keys // n_codes, keys % n_codes
-    offsets = torch.searchsorted(parents, torch.arange(n_parents + 1, device=keys.device))
-    table = None
-    if n_parents * n_codes <= DENSE_CELLS:
-        table = torch.full((n_parents * n_codes,), -1, device=keys.device)
-        table[keys] = torch.arange(len(keys), device=keys.device)
-        table = table.view(n_parents, n_codes)
-    return _Level(keys, parents, codes, offsets, int(offsets.diff().max()), table)
+def _level(codes: Tensor, offsets: Tensor, n_codes: int) -> _Level:
+    n_parents = len(offsets) - 1
+    level = _Level(codes.int(), offsets.int(), int(offsets.diff().max()), None)
+    if n_parents * n_codes > DENSE_CELLS:
+        return level
+    table = torch.full((n_parents, n_codes), -1, dtype=torch.int32, device=codes.device)
+    table[level.parents(), codes] = torch.arange(len(codes), dtype=torch.int32, device=codes.device)
+    return dataclasses.replace(level, table=table)
 
 
 def _of_rows(nodes: Tensor, child: Tensor) -> Tensor:
