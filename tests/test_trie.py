@@ -243,3 +243,18 @@ def test_item_bitmap_names_what_it_does_not_know(conditions, message):
 
     with pytest.raises(DataError, match=message):
         item_bitmap(catalogue(), **{"seen": [], **conditions})
+
+
+def test_wide_levels_agree_whether_dense_or_compressed_and_stay_small(monkeypatch):
+    n_codes, n_items = 300, 20_000
+    flat = torch.randperm(n_codes**2, generator=torch.Generator().manual_seed(0))[:n_items]
+    codes = torch.stack([flat // n_codes, flat % n_codes], 1)
+    dense = Trie.build(codes, n_codes)
+    monkeypatch.setattr(trie_module, "DENSE_CELLS", 0)
+    trie = Trie.build(codes, n_codes)
+    assert trie.n_bytes < 9 * n_items < dense.n_bytes  # a code and a row of 4 bytes each, little above them
+    node = torch.arange(-1, n_codes)[:, None].expand(-1, n_codes)
+    code = torch.arange(n_codes).expand_as(node)
+    assert torch.equal(trie.step(node, code, 1), dense.step(node, code, 1))
+    ends = trie.step(trie.step(torch.zeros(n_items, dtype=torch.int64), codes[:, 0], 0), codes[:, 1], 1)
+    assert trie.item(ends).tolist() == list(range(n_items))
