@@ -48,11 +48,66 @@ def attention_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of what stands before a prompt, B rows padded on the right."""
+
+    layers: list[tuple[Tensor, Tensor]]  # keys and values [B, H, P, d] per layer
+    lengths: Tensor  # int64 [B], tokens
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Prompts that the model has read; one search uses it up."""
+
+    cache: DynamicCache
+    seen: Tensor  # bool [B, 1, S]: what of the cache is no padding
+    lengths: Tensor  # int64 [B], tokens, those of the past included
+    hidden: Tensor  # [B, 1, D] after the last token
+
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [B, H, S, d] per layer."""
+        return [(layer.keys, layer.values) for layer in self.cache.layers]
+
+
+@torch.inference_mode()
+def prefill(model: Scorer, embeds: Tensor, lengths: Tensor, past: Past | None = None) -> Prefilled:
+    """Read prompts once.
+
+    Args:
+        embeds: [B, T, D] prompt vectors, padded on the right.
+        lengths: int64 [B] true lengths, at least 1.
+        past: what stands before them, where it was read already; else they begin a sequence.
+    """
+    device = embeds.device
+    batch, width, _ = embeds.shape
+    cache = DynamicCache()
+    new = torch.arange(width, device=device)
+    real = new < lengths[:, None]  # [B, T]
+    visible = real[:, None] & (new[:, None] >= new)  # [B, T, T]
+    positions = new.expand(batch, -1)
+    if past is not None:
+        for number, (keys, values) in enumerate(past.layers):
+            cache.update(keys, values, number)
+        before = torch.arange(past.layers[0][0].shape[2], device=device) < past.lengths[:, None]  # [B, P]
+        visible = torch.cat([before[:, None].expand(-1, width, -1), visible], dim=2)  # [B, T, P + T]
+        real = torch.cat([before, real], dim=1)
+        positions = positions + past.lengths[:, None]
+    hidden = model.decoder(
+        inputs_embeds=embeds,
+        attention_mask=attention_mask(visible, embeds.dtype),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    hidden = hidden[torch.arange(batch, device=device), lengths - 1][:, None]
+    return Prefilled(cache, real[:, None], lengths if past is None else lengths + past.lengths, hidden)
+
+
 @torch.inference_mode()
 def beam_search(
     model: Scorer,
-    embeds: Tensor,
-    lengths: Tensor,
+    prompt: Prefilled,
     trie: Trie,
     beams: int,
     allowed: Filter | None = None,
@@ -66,8 +121,7 @@ def beam_search(
     the catalogue, so a request's filter changes no score.
 
     Args:
-        embeds: [B, T, D] prompt vectors, padded on the right.
-        lengths: int64 [B] true lengths, at least 1.
+        prompt: what `prefill` read, B prompts.
         trie: the catalogue's ids.
         beams: W.
         allowed: item bitmaps [B, N] pushed up the trie.
@@ -76,23 +130,10 @@ def beam_search(
     Returns:
         Items and their log-probabilities (see `Ranked`).
     """
-    device = embeds.device
-    batch, width, _ = embeds.shape
-    cache = DynamicCache()
-    positions = torch.arange(width, device=device)
-    real = positions < lengths[:, None]  # [B, T]
-    causal = positions[:, None] >= positions  # [T, T]
-    hidden = model.decoder(
-        inputs_embeds=embeds,
-        attention_mask=attention_mask(real[:, None] & causal, embeds.dtype),
-        position_ids=positions.expand(batch, -1),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    hidden = hidden[torch.arange(batch, device=device), lengths - 1][:, None]  # [B, 1, D]
+    hidden, seen, lengths = prompt.hidden, prompt.seen, prompt.lengths  # seen: what each beam attends to, [B, W, S]
+    batch, device, dtype = len(hidden), hidden.device, hidden.dtype
     state = torch.full((batch, 1), trie.root, dtype=torch.int64, device=device)
     scores = torch.zeros(batch, 1, device=device)
-    seen = real[:, None]  # what each beam attends to so far: bool [B, W, S]
     for level in range(trie.n_levels):
         known = trie.mask(state, level)  # [B, W, C]
         logits = model.sid_logits(level, hidden).float()
@@ -113,10 +154,10 @@ def beam_search(
         own = torch.eye(n, dtype=torch.bool, device=device).expand(batch, -1, -1)
         seen = torch.cat([inherited, own], dim=2)  # [B, W', S + W']
         hidden = model.decoder(
-            inputs_embeds=model.sid_embed(level, code).to(embeds.dtype),
-            attention_mask=attention_mask(seen, embeds.dtype),
+            inputs_embeds=model.sid_embed(level, code).to(dtype),
+            attention_mask=attention_mask(seen, dtype),
             position_ids=(lengths[:, None] + level).expand(-1, n),
-            past_key_values=cache,
+            past_key_values=prompt.cache,
             use_cache=True,
         ).last_hidden_state
     items = trie.item(state.clamp(min=0)).masked_fill(state < 0, -1)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from genrec.backbone import Backbone, collate_prompts
-from genrec.decode import beam_search
+from genrec.decode import beam_search, prefill
 from genrec.prompts import Prompter
 from genrec.splits import Cases
 
@@ -55,8 +55,7 @@ def rank_cases(
                 allowed[torch.from_numpy(owner), torch.from_numpy(items)] = False
             ranked = beam_search(
                 backbone,
-                backbone.embed(ids, slots),
-                lengths,
+                prefill(backbone, backbone.embed(ids, slots), lengths),
                 backbone.trie,
                 beams,
                 backbone.trie.filter(allowed),

@@ -27,6 +27,7 @@ from genrec.serving.problems import ClientLeftError, RefusalError
 from genrec.serving.rate_limit import Kind as RateKind
 from genrec.serving.rate_limit import RateLimiter
 from genrec.serving.store_error import StoreError
+from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_hash import UserHash
 from genrec.serving.user_store import UserStore
 
@@ -78,6 +79,8 @@ class Desk:
             },
         )
         self.metrics.watch(self.worker)
+        if isinstance(engine, TorchEngine):
+            self.metrics.watch_prefixes(engine.prefixes)
         self.metrics.ready.set_function(lambda: float(not self.obstacles()))
 
     def obstacles(self) -> list[str]:

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from genrec.serving.batching import Batch, EngineWorker
+from genrec.serving.prefix_cache import PrefixCache
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class _Prefixes(Collector):
+    """What a `PrefixCache` counts itself."""
+
+    def __init__(self, prefixes: PrefixCache) -> None:
+        self._prefixes = prefixes
+
+    def collect(self) -> Iterator[Metric]:
+        asked = CounterMetricFamily("genrec_prefix_cache", "Prompts extended or computed whole.", labels=["result"])
+        asked.add_metric(["hit"], self._prefixes.hits)
+        asked.add_metric(["miss"], self._prefixes.misses)
+        yield asked
+        yield GaugeMetricFamily("genrec_prefix_cache_bytes", "Keys and values kept.", self._prefixes.n_bytes)
 
 
 class Metrics:
@@ -57,6 +76,10 @@ class Metrics:
     def watch(self, worker: EngineWorker) -> None:
         """Read the queue's length whenever the metrics are asked for."""
         self.queue.set_function(lambda: worker.waiting)
+
+    def watch_prefixes(self, prefixes: PrefixCache) -> None:
+        """Show what an engine's cache of prompts counts."""
+        self.registry.register(_Prefixes(prefixes))
 
     def render(self) -> bytes:
         """Prometheus' text format."""

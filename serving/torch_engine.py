@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from genrec.decode import beam_search
+from genrec.decode import Prefilled, beam_search, prefill
 from genrec.filters import item_bitmap
 from genrec.prompts import Prompt
 from genrec.serving.engine import RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
 from genrec.serving.exported_model import ExportedModel
+from genrec.serving.prefix_cache import Prefix, PrefixCache, stack
 from genrec.serving.resolve import beam_width, item_rows, max_positions, recommend_prompt, text_prompt
 from genrec.trie import Trie
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 16_384  # positions of one batch, beams and padding included
 BATCH_ROWS = 64
+CACHE_BYTES = 256 << 20  # of keys and values kept from earlier prompts
 LEAST_SHARED = 16  # tokens at the start of two prompts that are worth reading once for both
 
 
@@ -33,7 +35,11 @@ class TorchEngine:
     name = "torch"
 
     def __init__(
-        self, export: Export, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        export: Export,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Load an export's weights and build its trie.
 
@@ -41,6 +47,7 @@ class TorchEngine:
             export: the export.
             device: None takes a GPU where there is one.
             dtype: see `ExportedModel`.
+            cache_bytes: of the prompts' keys and values that are kept for a user's next event; 0 keeps none.
         """
         self.export = export
         self.model = ExportedModel(export, device, dtype)
@@ -50,6 +57,7 @@ class TorchEngine:
         self._splicer = dataclasses.replace(
             export, items=export.items.to(self.device), prompt=export.prompt.to(self.device)
         )
+        self.prefixes = PrefixCache(cache_bytes, export.layout.levels + export.layout.soft_tokens)
         self.trie = Trie.build(torch.from_numpy(export.codes), export.layout.n_codes, self.device)
         self.item_scores = None if export.item_scores is None else export.item_scores.to(self.device)
 
@@ -79,19 +87,25 @@ class TorchEngine:
             )
         results: list[list[RankedItem]] = [[] for _ in requests]
         steps = self.export.layout.levels - 1
-        for batch in _batches([len(p.input_ids) for p in prompts], widths, steps):
-            embeds, lengths = self._embed([prompts[i] for i in batch])
-            allowed = self.trie.filter(torch.from_numpy(np.stack([bitmaps[i] for i in batch])))
-            prior = None
-            if self.item_scores is not None:
-                prior = self.trie.prior(self.item_scores([histories[i] for i in batch]))
-            ranked = beam_search(self.model, embeds, lengths, self.trie, widths[batch[0]], allowed, prior)
-            for i, items, scores in zip(batch, ranked.items.tolist(), ranked.scores.tolist(), strict=True):
-                legal = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
-                results[i] = [
-                    RankedItem(catalogue.item_ids[item], score, rank)
-                    for rank, (item, score) in enumerate(legal[: requests[i].k], start=1)
-                ]
+        known = [self.prefixes.find(prompt) for prompt in prompts]
+        extended = [i for i, key in enumerate(known) if key is not None]
+        whole = [i for i, key in enumerate(known) if key is None]
+        for group in (extended, whole):  # apart: beside a whole prompt nothing would be saved
+            lengths = [len(prompts[i].input_ids) for i in group]
+            for numbers in _batches(lengths, [widths[i] for i in group], steps):
+                batch = [group[number] for number in numbers]
+                prompt = self._prefill([prompts[i] for i in batch], [known[i] for i in batch])
+                allowed = self.trie.filter(torch.from_numpy(np.stack([bitmaps[i] for i in batch])))
+                prior = None
+                if self.item_scores is not None:
+                    prior = self.trie.prior(self.item_scores([histories[i] for i in batch]))
+                ranked = beam_search(self.model, prompt, self.trie, widths[batch[0]], allowed, prior)
+                for i, items, scores in zip(batch, ranked.items.tolist(), ranked.scores.tolist(), strict=True):
+                    legal = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
+                    results[i] = [
+                        RankedItem(catalogue.item_ids[item], score, rank)
+                        for rank, (item, score) in enumerate(legal[: requests[i].k], start=1)
+                    ]
         return results
 
     def generate(self, requests: Sequence[TextRequest]) -> list[TextResult]:
@@ -118,10 +132,20 @@ class TorchEngine:
 
     def close(self) -> None:
         """Free the weights; the engine cannot answer any more. Calling it again does nothing."""
-        for name in ("model", "trie", "item_scores", "_splicer"):
+        for name in ("model", "trie", "item_scores", "_splicer", "prefixes"):
             self.__dict__.pop(name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _prefill(self, prompts: list[Prompt], known: list[Prefix | None]) -> Prefilled:
+        """Prompts through the model: whole ones, or what is new behind beginnings that are known for all of them."""
+        found = [prefix for prefix in known if prefix is not None]
+        new = prompts
+        if found:
+            new = [_cut(p, prefix.n_tokens, None) for p, prefix in zip(prompts, found, strict=True)]
+        prefilled = prefill(self.model, *self._embed(new), stack(found) if found else None)
+        self.prefixes.keep(prompts, prefilled)
+        return prefilled
 
     def _embed(self, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
         """Prompts -> vectors [B, T, D], padded on the right, and lengths int64 [B]."""

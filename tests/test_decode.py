@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrec.decode import Ranked, beam_search
+from genrec.decode import Ranked, beam_search, prefill
 from genrec.serving.export import Export
 from genrec.serving.exported_model import ExportedModel
 from genrec.trie import Trie
@@ -35,7 +35,7 @@ class Setting:
 
     def search(self, beams: int, allowed: Tensor | None = None) -> Ranked:
         bitmap = None if allowed is None else self.trie.filter(allowed)
-        return beam_search(self.model, self.padded, self.lengths, self.trie, beams, bitmap)
+        return beam_search(self.model, prefill(self.model, self.padded, self.lengths), self.trie, beams, bitmap)
 
     @torch.inference_mode()
     def log_probabilities(self, prompt: Tensor, prefix: list[int]) -> Tensor:
@@ -140,11 +140,13 @@ def test_a_filter_changes_no_score(setting: Setting) -> None:
 def test_padding_on_the_right_does_not_matter(setting: Setting) -> None:
     together = setting.search(12)
     for row, prompt in enumerate(setting.prompts):
-        alone = beam_search(setting.model, prompt[None], torch.tensor([len(prompt)]), setting.trie, 12)
+        read = prefill(setting.model, prompt[None], torch.tensor([len(prompt)]))
+        alone = beam_search(setting.model, read, setting.trie, 12)
         assert alone.items[0].tolist() == together.items[row].tolist()
         torch.testing.assert_close(alone.scores[0], together.scores[row], atol=1e-5, rtol=0)
     # negative control: padding read as prompt does change the scores
-    wrong = beam_search(setting.model, setting.padded, torch.full_like(setting.lengths, max(LENGTHS)), setting.trie, 12)
+    read = prefill(setting.model, setting.padded, torch.full_like(setting.lengths, max(LENGTHS)))
+    wrong = beam_search(setting.model, read, setting.trie, 12)
     assert (wrong.scores[1] - together.scores[1]).abs().max() > 100 * TOLERANCE
 
 
