@@ -8,7 +8,7 @@ the legal range of the output matrix is multiplied, and no Python runs per token
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,8 @@ class Prefilled:
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [B, H, S, d] per layer."""
-        return [(layer.keys, layer.values) for layer in self.cache.layers]
+        layers: list[Any] = self.cache.layers
+        return [(layer.keys, layer.values) for layer in layers]
 
 
 @torch.inference_mode()

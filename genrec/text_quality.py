@@ -221,8 +221,8 @@ def _measure(run: Run, task: str, n: int, out: Path) -> dict[str, Any]:
     references = [writer.write(task, s.style, s.user, s.history, s.row) for s in chosen]
     values["equal to the reference"] = np.array([float(a == b) for a, b in zip(texts, references, strict=True)])
     metrics = {name: _interval(of, seed) for name, of in values.items() if not np.isnan(of).all()}
-    total = values["mentions"].sum()
-    metrics["faithful mentions"] = {"mean": float(1 - values["untrue"].sum() / max(1.0, total)), "ci95": None}
+    if total := values["mentions"].sum():  # texts that mention nothing are not faithful, they are empty
+        metrics["faithful mentions"] = {"mean": float(1 - values["untrue"].sum() / total), "ci95": None}
     for size in (1, 2):
         metrics[f"distinct-{size}"] = {"mean": distinct(texts, size), "ci95": None}
     np.savez_compressed(out / "values.npz", allow_pickle=False, **values)

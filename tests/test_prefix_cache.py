@@ -80,7 +80,7 @@ def test_what_is_kept_is_what_a_single_pass_computes(export: Export) -> None:
     """Keys and values of a padded row, without its padding, against the row alone."""
     engine = TorchEngine(export, "cpu")
     prompts = [export.prompter.next_item(h) for h in ([1, 2, 3, 4], [5])]
-    engine._read(prompts, [None, None])
+    engine._prefill(prompts, [None, None])
     found = engine.prefixes.find(export.prompter.next_item([5, 6]))
     assert found is not None
     alone: Prefilled = prefill(engine.model, *engine._embed(prompts[1:]))

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_golden_renders():
     assert render("item_text", item=a, answer=Answer("x")) == [SoftPrompt(), "Item:", Soft(7), Answer("x")]
     b, c = Item(3), Item(8, "Red lamp", "Red lamp; use office")
     begin = [SoftPrompt(), "History:", Sid(3), Soft(3), " Item:", Soft(8), " ", "Red lamp; use office"]
-    asked = {"history": [b], "item": c, "style": "long plain", "answer": Answer(None)}
+    asked: dict[str, Any] = {"history": [b], "item": c, "style": "long plain", "answer": Answer(None)}
     assert render("describe", **asked) == [*begin, ". Describe, ", "long plain", ":", Answer(None)]
     assert render("headline", **asked) == [*begin, ". Headline, ", "long plain", ":", Answer(None)]
     chosen = [". Chosen:", " ", "Red lamp", ".", " Explain, "]

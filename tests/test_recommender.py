@@ -32,11 +32,11 @@ def test_it_answers_as_its_engine(folder: Path) -> None:
         assert text.provenance.generated
         assert (text.provenance.item_id, text.provenance.seed) == ("item-2", 3)
         for task in ("explain", "headline"):
-            wish = TextRequest("item-2", history, 6, task=task, style="long playful")
-            found = getattr(recommender, task)(history, "item-2", max_tokens=6, style="long playful")
-            assert found.text == engine.generate([wish])[0].text
-            assert found.provenance.prompt == prompt_version(task)
-            assert found.provenance.export == str(recommender.export.manifest["key"])[:12]
+            asked = TextRequest("item-2", history, 6, task=task, style="long playful")
+            written = getattr(recommender, task)(history, "item-2", max_tokens=6, style="long playful")
+            assert written.text == engine.generate([asked])[0].text
+            assert written.provenance.prompt == prompt_version(task)
+            assert written.provenance.export == str(recommender.export.manifest["key"])[:12]
         with pytest.raises(DataError, match="style 'rude'"):
             recommender.describe([], "item-2", style="rude")
         assert recommender.export.catalogue.item_ids[0] == "item-0"

@@ -57,7 +57,8 @@ def test_measures_have_controls_and_examples(writing: Run) -> None:
     metrics = result["metrics"]
     assert result["texts"] == 25
     # this model has learned next to nothing: a checker that finds its babble true would be none
-    assert metrics["faithful mentions"]["mean"] < 0.9
+    assert "faithful mentions" not in metrics or metrics["faithful mentions"]["mean"] < 0.9
+    assert ("faithful mentions" in metrics) == (metrics["mentions"]["mean"] > 0)
     assert metrics["equal to the reference"]["mean"] < 0.5
     assert 0 <= metrics["personal, item-only writer"]["mean"] < 0.2
     assert metrics["log perplexity"]["mean"] > 0
