@@ -66,10 +66,7 @@ def accuracy_recipe(name: str, seed: int) -> Recipe:
 def run_seed(name: str, seed: int, runs: Path) -> SeedResult:
     """One set, one seed; what an earlier call finished is read, not made again."""
     run = Run.create(accuracy_recipe(name, seed), runs)
-    run.prepare()
-    run.encode()
-    run.base()
-    run.train()
+    run.through_training()
     for ablation in run.recipe.evaluate.ablations:
         run.variant(ablation).train()
     evaluate_run(run)

@@ -50,10 +50,7 @@ def trained(seed: int, runs: Path) -> Run:
     """The writing recipe up to its export."""
     recipe = load_recipe(ROOT / "training" / "recipes" / "writing.yaml")
     run = Run.create(recipe.model_copy(update={"name": f"s{seed}", "seed": seed}), runs)
-    run.prepare()
-    run.encode()
-    run.base()
-    run.train()
+    run.through_training()
     run.export()
     return run
 

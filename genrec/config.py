@@ -194,25 +194,27 @@ class Finetune(Settings):
     patience: int = Field(3, ge=1, description="evaluations without a better N@10 before it stops")
 
 
+Baseline = Literal["popularity", "markov", "itemknn", "contentknn", "sasrec", "sasrec-features"]
+Ablation = Literal[
+    "tiger",
+    "genrec-no-image",
+    "genrec-no-text",
+    "genrec-no-soft",
+    "genrec-no-profile",
+    "genrec-no-neighbours",
+    "genrec-no-scores",
+]
+
+
 class Evaluate(Settings):
     """What is compared with what."""
 
     beams: int = Field(50, ge=1, description="beam width of the generator")
-    baselines: list[Literal["popularity", "markov", "itemknn", "contentknn", "sasrec", "sasrec-features"]] = Field(
+    baselines: list[Baseline] = Field(
         ["popularity", "markov", "itemknn", "sasrec"],
         description="fair simple rivals, trained in the same run",
     )
-    ablations: list[
-        Literal[
-            "genrec-no-image",
-            "genrec-no-text",
-            "genrec-no-soft",
-            "genrec-no-profile",
-            "genrec-no-neighbours",
-            "genrec-no-scores",
-            "tiger",
-        ]
-    ] = Field([], description="the generator without a part, trained in the same run")
+    ablations: list[Ablation] = Field([], description="the generator without a part, trained in the same run")
     sasrec_epochs: int = Field(60, ge=1, description="most epochs of SASRec; it stops early on validation")
     sasrec_search: bool = Field(False, description="search SASRec's rate, dropout and width on validation")
     bootstrap: int = Field(1000, ge=100, description="resamples behind each interval")

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from rich import box
@@ -15,28 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from genrec.artefacts import peak_rss_mb
+from genrec.config import Ablation, Baseline
 from genrec.errors import ArtefactError, ConfigError, DataError
 from genrec.metrics import KS, coverage, intervals, invalid_rate, per_user, tail_share
 from genrec.splits import Split
 
 log = logging.getLogger(__name__)
-MODELS = (
-    "oracle",
-    "popularity",
-    "markov",
-    "itemknn",
-    "contentknn",
-    "sasrec",
-    "sasrec-features",
-    "tiger",
-    "genrec",
-    "genrec-no-image",
-    "genrec-no-text",
-    "genrec-no-soft",
-    "genrec-no-profile",
-    "genrec-no-neighbours",
-    "genrec-no-scores",
-)
+MODELS = ("oracle", *get_args(Baseline), "genrec", *get_args(Ablation))  # in the order of tables
 GROUP_METRICS = ("recall@10", "ndcg@10")
 TABLE_METRICS = ("recall@10", "recall@50", "ndcg@10", "mrr", "cold_recall@10")
 TABLE_SHARES = ("coverage", "tail_share", "invalid_rate")  # shown without their interval

@@ -340,6 +340,13 @@ class Run:
         self.align()
         self.finetune()
 
+    def through_training(self) -> None:
+        """Every stage up to the tuned generator."""
+        self.prepare()
+        self.encode()
+        self.base()
+        self.train()
+
     def rank_test(self) -> np.ndarray:
         """The generator's top 50 for every test case: int32 [n, 50]."""
         from genrec.ranking import rank_cases

@@ -27,10 +27,7 @@ QUANTISED_USERS = 300
 def whole_path(run: Run) -> dict[str, Any]:
     """Every stage of a run; returns metrics.json."""
     started = time.monotonic()
-    run.prepare()
-    run.encode()
-    run.base()
-    run.train()
+    run.through_training()
     for name in run.recipe.evaluate.ablations:
         log.info("ablation %s", name)
         run.variant(name).train()

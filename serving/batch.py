@@ -86,9 +86,7 @@ class Chunk:
     problem: str = ""
 
 
-def describe_pairs(
-    export: Export, engine: Engine, pairs: Path, out: Path, wish: Wish, *, grouped: bool = True
-) -> dict[str, int]:
+def describe_pairs(export: Export, engine: Engine, pairs: Path, out: Path, wish: Wish) -> dict[str, int]:
     """Write a text for every row of `pairs`; goes on where an earlier, killed call stopped.
 
     Args:
@@ -98,7 +96,6 @@ def describe_pairs(
             and `style`.
         out: folder of the shards.
         wish: the same for every row.
-        grouped: rows of the same user and history side by side, so that the engine reads their shared prefix once.
 
     Returns:
         {"written", "rejected"}: rows in all shards and side files.
@@ -130,7 +127,7 @@ def describe_pairs(
             with tqdm(total=file.metadata.num_rows, unit="row", desc=wish.task, disable=None, smoothing=0.1) as bar:
                 bar.update(sum(counts.values()))
                 for chunk in chunks(file, set(done)):
-                    found = _write_chunk(export, engine, chunk, out, wish, hashed, grouped)
+                    found = _write_chunk(export, engine, chunk, out, wish, hashed)
                     _append(out, found)
                     counts = {name: counts[name] + found[name] for name in counts}
                     bar.update(chunk.rows)
@@ -191,7 +188,7 @@ def chunks(file: pq.ParquetFile, done: set[str]) -> Iterator[Chunk]:
 
 
 def _write_chunk(
-    export: Export, engine: Engine, chunk: Chunk, out: Path, wish: Wish, hashed: UserHash, grouped: bool
+    export: Export, engine: Engine, chunk: Chunk, out: Path, wish: Wish, hashed: UserHash
 ) -> dict[str, Any]:
     """One chunk's shard and side file; returns its line of the ledger."""
     rejected: list[dict[str, Any]] = []
@@ -207,8 +204,7 @@ def _write_chunk(
                 asked.append((row, user, request))
             except DataError as err:
                 rejected.append({"row": row, "reason": str(err)})
-    if grouped:
-        asked.sort(key=lambda one: (one[2].history, one[0]))
+    asked.sort(key=lambda one: (one[2].history, one[0]))  # side by side, so that a shared beginning is read once
     results = engine.generate([request for _, _, request in asked])
     records = []
     for (row, user, request), result in zip(asked, results, strict=True):

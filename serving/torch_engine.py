@@ -158,16 +158,6 @@ class TorchEngine:
         embeds = self._splicer.splice(padded, self.model.embedding)
         return embeds, torch.tensor(lengths, device=self.device)
 
-    def _read(self, prompts: list[Prompt], cache: DynamicCache) -> Tensor:
-        """Fill a cache with the beginnings of prompts; returns the mask int64 [B, T], 0 at padding."""
-        inputs, lengths = self._embed(prompts)
-        positions = torch.arange(inputs.shape[1], device=self.device).expand(len(prompts), -1)
-        mask = (positions < lengths[:, None]).long()
-        self.model.decoder(
-            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        return mask
-
     @torch.inference_mode()
     def _generate(self, prompts: list[Prompt], requests: list[TextRequest]) -> list[TextResult]:
         """One batch, token by token; a row that ended is carried along until all have."""
@@ -180,10 +170,11 @@ class TorchEngine:
         mask = torch.zeros(n_rows, 0, dtype=torch.long, device=self.device)  # [B, S]: 0 at padding
         if max(shared):
             firsts = [owner.index(group) for group in range(owner[-1] + 1)]
-            mask = self._read([_cut(prompts[i], 0, shared[i]) for i in firsts], cache)
+            read = prefill(self.model, *self._embed([_cut(prompts[i], 0, shared[i]) for i in firsts]))
             index = torch.tensor(owner, device=self.device)
+            cache = read.cache
             cache.batch_select_indices(index)
-            mask = mask[index]
+            mask = read.seen[index, 0].long()
         starts = torch.tensor(shared, device=self.device)
         inputs, lengths = self._embed([_cut(p, n, None) for p, n in zip(prompts, shared, strict=True)])
         own = torch.arange(inputs.shape[1], device=self.device)

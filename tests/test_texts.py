@@ -23,10 +23,7 @@ def writing(tmp_path_factory) -> Run:
         finetune={"epochs": 0.2, "evals": 1, "mixture": MIXTURE},
     )
     run = Run.create(resolve_recipe(recipe), tmp_path_factory.mktemp("writing"))
-    run.prepare()
-    run.encode()
-    run.base()
-    run.train()
+    run.through_training()
     run.export()
     return run
 
