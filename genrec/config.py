@@ -175,6 +175,13 @@ class Mixture(Settings):
     text_id: float = Field(0.0, ge=0, description="the item's text -> its semantic id")
 
 
+class NewItems(Settings):
+    """Items that no training history holds: how they get into the lists. Nothing of it is trained."""
+
+    relatives: int = Field(0, ge=0, description="known items, nearest in content, that a new one inherits from (0: none)")
+    lift: float = Field(0.25, description="nats on top of what a new item inherits: more shows more of them")
+
+
 class Finetune(Settings):
     """Fine-tuning by TRL's SFTTrainer."""
 
@@ -203,6 +210,8 @@ Ablation = Literal[
     "genrec-no-profile",
     "genrec-no-neighbours",
     "genrec-no-scores",
+    "genrec-no-collaborative",
+    "genrec-no-pretraining",
 ]
 
 
@@ -238,6 +247,7 @@ class Recipe(Settings):
     adapter: Adapter = Adapter()
     align: Align = Align()
     finetune: Finetune = Finetune()
+    new_items: NewItems = NewItems()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
 

@@ -17,7 +17,7 @@ import yaml
 from genrec.artefacts import MANIFEST, file_hash, key_at, key_of, read_manifest, run_stage, write_text
 from genrec.catalog import Catalogue
 from genrec.config import Recipe, load_recipe
-from genrec.errors import ArtefactError
+from genrec.errors import ArtefactError, ConfigError
 from genrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,17 @@ def _ids_of_content_alone(recipe: Recipe) -> Recipe:
     )
 
 
+def _random_base(recipe: Recipe) -> Recipe:
+    """Neither the base nor the adapter learned anything before fine-tuning."""
+    if not recipe.backbone.base.startswith("scratch:"):
+        raise ConfigError(
+            f"ablation genrec-no-pretraining: the base is {recipe.backbone.base!r}, which genrec did not train; it "
+            'needs backbone.base "scratch:"'
+        )
+    scratch = recipe.backbone.scratch.model_copy(update={"steps": 0})
+    return _without(recipe, backbone={"scratch": scratch}, align={"steps": 0})
+
+
 def _without(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
     """The recipe with some settings of some sections changed."""
     return recipe.model_copy(
@@ -66,6 +77,8 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
     "genrec-no-profile": lambda r: _without(r, backbone={"profile": 0}),
     "genrec-no-neighbours": lambda r: _without(r, backbone={"neighbours": 0}),
     "genrec-no-scores": lambda r: _without(r, backbone={"profile": 0, "neighbours": 0}),
+    "genrec-no-collaborative": lambda r: _without(r, semantic_ids={"collaborative_weight": 0.0}),
+    "genrec-no-pretraining": _random_base,
     "tiger": _ids_of_content_alone,
 }
 
@@ -277,7 +290,7 @@ class Run:
             "base": backbone.base,
             **({"scratch": backbone.scratch.model_dump(), "seed": self.recipe.seed} if scratch else {}),
         }
-        inputs = {"catalog": key_at(self.folder / "catalog")} if scratch else {}
+        inputs = {"catalog": key_at(self.shared / "catalog")} if scratch else {}
         config = Path(backbone.base) / "config.json"
         if not scratch and config.is_file():
             inputs["config"] = file_hash(config)
@@ -292,7 +305,7 @@ class Run:
 
         run_stage(
             self.folder, "alignment", self._settings("align", "adapter", "backbone"),
-            {**self._feature_keys(), "base": key_at(self.shared / "base"), "catalog": key_at(self.shared / "catalog"),
+            {**self._feature_keys(), "base": key_at(self.space.base_folder), "catalog": key_at(self.shared / "catalog"),
              "semantic_ids": key_at(self.folder / "semantic_ids")},
             lambda out: align(self.space, out), self.force,
         )  # fmt: skip
@@ -308,7 +321,7 @@ class Run:
             **self._feature_keys(),
             "interactions": key_at(self.shared / "interactions"),
             "semantic_ids": key_at(self.folder / "semantic_ids"),
-            "base": key_at(self.shared / "base"),
+            "base": key_at(self.space.base_folder),
         }
         if (self.folder / "alignment" / MANIFEST).is_file():
             inputs["alignment"] = key_at(self.folder / "alignment")
@@ -335,7 +348,9 @@ class Run:
         shutil.rmtree(self.folder / ".checkpoints", ignore_errors=True)
 
     def train(self) -> None:
-        """semantic ids, alignment and fine-tuning: what a variant does again."""
+        """What a variant does again: semantic ids, alignment, fine-tuning, and the base where it wants another."""
+        if self.recipe.backbone.scratch != load_recipe(self.shared / "recipe.yaml").backbone.scratch:
+            self.base()
         self.semantic_ids()
         self.align()
         self.finetune()
@@ -410,13 +425,14 @@ class Run:
         inputs = {"lora": key_at(self.folder / "lora"), "catalog": key_at(self.shared / "catalog")}
         if (self.folder / "eval" / MANIFEST).is_file():
             inputs["eval"] = key_at(self.folder / "eval")
-        return run_stage(self.folder, "export", {"name": self.recipe.name}, inputs, build, self.force)
+        settings = {"name": self.recipe.name, "new_items": self.recipe.new_items.model_dump()}
+        return run_stage(self.folder, "export", settings, inputs, build, self.force)
 
     def curves(self) -> dict[str, list[dict[str, Any]]]:
         """Learning curves of pre-training, alignment and fine-tuning, where they exist."""
         curves = {}
         for name, stage in (("pre-train", "base"), ("align", "alignment")):
-            folder = (self.shared if stage == "base" else self.folder) / stage
+            folder = self.space.base_folder if stage == "base" else self.folder / stage
             if (folder / MANIFEST).is_file() and "curve" in read_manifest(folder)["result"]:
                 curves[name] = read_manifest(folder)["result"]["curve"]
         curves["finetune"] = json.loads((self.folder / "lora" / "curve.json").read_text(encoding="utf-8"))

@@ -98,6 +98,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     inputs |= {name: key_at(folder) for name, folder in baselines.items()}
     settings = {
         "evaluate": recipe.evaluate.model_dump(),
+        "new_items": recipe.new_items.model_dump(),
         "seed": recipe.seed,
         "data": recipe.data.exclude_seen,
     }

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from genrec.adapters import build_adapter
 from genrec.adapters.item_scores import ItemScores
 from genrec.adapters.neighbours import Table, follower_table, neighbour_table
+from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.profile import Profile, content_keys
-from genrec.artefacts import read_manifest
+from genrec.artefacts import MANIFEST, read_manifest
 from genrec.backbone import Backbone
 from genrec.bases import load_base
 from genrec.catalog import Catalogue
@@ -28,6 +29,8 @@ from genrec.splits import Split
 from genrec.synthetic import Truth
 from genrec.writer import Writer
 
+WIDTH = 128  # most values per modality that relatives are found by, where there is no profile to say it
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -35,7 +38,7 @@ class Workspace:
 
     recipe: Recipe
     folder: Path
-    shared: Path  # where catalog/, interactions/, features/ and base/ are: `folder`, or the parent run's
+    shared: Path  # where catalog/, interactions/ and features/ are: `folder`, or the parent run's
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -55,10 +58,16 @@ class Workspace:
     def semantic_ids(self) -> SemanticIds:
         return SemanticIds.load(self.folder / "semantic_ids")
 
+    @property
+    def base_folder(self) -> Path:
+        """base/: the run's, or a variant's own where it has one."""
+        own = self.folder / "base"
+        return own if (own / MANIFEST).is_file() else self.shared / "base"
+
     @cached_property
     def base_path(self) -> str:
         """What `load_base` takes: the folder of a scratch or extracted base, or the recipe's own name."""
-        return str(read_manifest(self.shared / "base")["result"]["path"] or self.shared / "base")
+        return str(read_manifest(self.base_folder)["result"]["path"] or self.base_folder)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -126,6 +135,15 @@ class Workspace:
         neighbours, followers = self.log_tables
         return None if profile is None and neighbours is None else ItemScores(profile, neighbours, followers)
 
+    @cached_property
+    def newcomers(self) -> Newcomers | None:
+        """New items' relatives, where the recipe asks for them and there are new items and features."""
+        wanted, known = self.recipe.new_items, torch.from_numpy(~self.split.cold)
+        if not wanted.relatives or not self.features or known.all():
+            return None
+        keys = content_keys(self.features, ~self.split.cold, self.recipe.backbone.profile or WIDTH)
+        return Newcomers.nearest(keys, known, wanted.relatives, wanted.lift)
+
     def backbone(self, *, tuned: bool, load_in: str | None = None) -> Backbone:
         """A fresh backbone with the aligned adapter in it where there is one.
 
@@ -165,7 +183,9 @@ class Workspace:
         return backbone
 
     def tuned_backbone(self, load_in: str | None = None) -> Backbone:
-        """The fine-tuned backbone, in eval mode."""
+        """The fine-tuned backbone, in eval mode; its new items inherit as the recipe says."""
         backbone = self.backbone(tuned=True, load_in=load_in)
+        if backbone.item_scores is not None:
+            backbone.item_scores.newcomers = self.newcomers
         backbone.load_trained(load_file(self.folder / "lora" / "trained.safetensors"))
         return backbone.eval()

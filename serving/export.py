@@ -31,7 +31,7 @@ from genrec.errors import ArtefactError
 from genrec.prompts import Layout, Prompt, Prompter
 
 log = logging.getLogger(__name__)
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)

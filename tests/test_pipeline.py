@@ -100,6 +100,7 @@ NO_SOFT = {f"ablations/genrec-no-soft/{stage}" for stage in ("semantic_ids", "lo
         }),
         ({"finetune": {"learning_rate": 1e-3}}, LORA_ON | {f"ablations/genrec-no-{x}/lora" for x in ("image", "soft")}),
         ({"evaluate": {"bootstrap": 101}}, EVAL_ON),
+        ({"new_items": {"relatives": 3}}, EVAL_ON),
         ({"serve": {"quantise": ["int8"]}}, {"quantised"}),
     ],
     ids=lambda value: "-".join(f"{k}.{n}" for k, v in value.items() for n in v) if isinstance(value, dict) else "",
@@ -125,6 +126,19 @@ def test_one_setting_runs_only_what_depends_on_it(whole, tmp_path, monkeypatch, 
     sections = {**sections, "evaluate": {**WITH_ABLATIONS, **sections.get("evaluate", {})}}
     logged(Run.create(resolve_recipe(tiny_recipe(**sections)), tmp_path))
     assert started == expected
+
+
+def test_the_variant_without_pretraining_starts_from_random_weights(whole, tmp_path):
+    run, _, _ = whole
+    folder = tmp_path / "tiny"
+    shutil.copytree(run.folder, folder)
+    variant = Run.open(folder).variant("genrec-no-pretraining")
+    variant.train()
+    assert variant.space.base_folder == variant.folder / "base"
+    assert read_manifest(variant.folder / "base")["result"]["curve"] == []
+    assert not (variant.folder / "alignment").exists()
+    assert read_manifest(folder / "base")["result"]["curve"] != []
+    assert Run.open(folder).variant("genrec-no-soft").space.base_folder == folder / "base"
 
 
 def test_the_export_recommends_what_was_ranked_in_the_test(whole):
