@@ -26,7 +26,7 @@ export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 export TOKENIZERS_PARALLELISM ?= false
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: help env demo test lint format type cov gpu bench-demo bench-real bench-accuracy bench-writing bench lock clean
+.PHONY: help env demo test lint format type cov gpu bench-demo bench-real bench-accuracy bench-writing bench-serving bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -97,7 +97,10 @@ bench-real: $(STAMP)  ## the whole path on the real sets that lie beside the che
 bench-writing: $(STAMP)  ## are the texts true and personal, do batches survive; on the embedded catalogue
 	$(PY) -m benchmarks.writing
 
-bench: bench-demo bench-real bench-accuracy bench-writing  ## every benchmark
+bench-serving: $(STAMP)  ## lists, prefix cache and trie against their rivals and floors
+	$(PY) -m benchmarks.serving
+
+bench: bench-demo bench-real bench-accuracy bench-writing bench-serving  ## every benchmark
 
 lock:  ## resolve anew and rewrite constraints/cpu.txt (on a machine without a GPU)
 	$(PYTHON) -m venv --clear .venv-lock
