@@ -1,11 +1,11 @@
 """Accuracy on real data, where it lies beside the checkout: every rival and every ablation in the same runs.
 
     make bench-accuracy                                        # all sets, all seeds: hours on a CPU
-    python -m benchmarks.accuracy --sets amazon-scientific --seeds 1
+    python -m benchmarks.accuracy --sets amazon-scientific --seeds 1 --parts lists new-items
 
 Every stage is an artefact under runs/bench-accuracy, so a run that stops goes on where it stopped. What each model did
-for each test user is kept as the place of the target in its list, in benchmarks/results/accuracy-places.npz: every
-number of the tables follows from it.
+for each test user is kept as the place of the target in its list, in benchmarks/results/accuracy-places.npz (of
+new items: whether it is in the first ten, in accuracy-new-items.npz): every number of the tables follows from it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from benchmarks import new_items
 from benchmarks.real import DATA, RECIPES, recipe_of
 from benchmarks.results import RESULTS, ROOT, Check, finish, over_users_and_seeds
+from benchmarks.training_speed import training_checks
 from genrec.artefacts import read_manifest
 from genrec.config import Recipe
 from genrec.pipeline import Run
@@ -30,7 +33,15 @@ from genrec.whole_path import evaluate_run
 log = logging.getLogger("benchmarks.accuracy")
 SEEDS = {"amazon-scientific": 5, "amazon-beauty": 3, "movielens-1m-posters": 3}
 ABLATIONS = {
-    "amazon-scientific": ["genrec-no-soft", "genrec-no-scores", "genrec-no-neighbours", "genrec-no-profile", "tiger"],
+    "amazon-scientific": [
+        "genrec-no-soft",
+        "genrec-no-scores",
+        "genrec-no-neighbours",
+        "genrec-no-profile",
+        "genrec-no-collaborative",
+        "genrec-no-pretraining",
+        "tiger",
+    ],
     "amazon-beauty": ["genrec-no-soft", "genrec-no-scores", "tiger"],
     "movielens-1m-posters": ["genrec-no-image", "genrec-no-text", "genrec-no-soft", "tiger"],
 }
@@ -40,6 +51,8 @@ PUBLISHED = {  # best figures that others report under the same protocol: R@10, 
 }
 BASELINES = ("popularity", "markov", "itemknn", "sasrec", "sasrec-features", "tiger")
 METRICS = ("recall@10", "ndcg@10")
+NEW_ITEM_SEEDS = 3
+PARTS = ("lists", "new-items", "training")
 
 
 @dataclass(frozen=True)
@@ -158,41 +171,62 @@ def draw(found: dict[str, list[SeedResult]], path: Path) -> None:
     plt.close(figure)
 
 
+def lists(names: list[str], seeds: int | None, runs: Path) -> tuple[list[Check], dict[str, str], float]:
+    """Every model on every set: lines, tables and seconds; writes the places and the picture."""
+    found = {name: [run_seed(name, seed, runs) for seed in range(seeds or SEEDS[name])] for name in names}
+    kept: dict[str, Any] = {}
+    for name, results in found.items():
+        for seed, result in enumerate(results):
+            kept |= {f"{name}/{seed}/{model}": of for model, of in result.places.items()}
+            kept[f"{name}/{seed}/thirds"] = result.thirds
+    np.savez_compressed(RESULTS / "accuracy-places.npz", **kept)
+    draw(found, ROOT / "docs" / "accuracy.png")
+    tables = {"Picture": "![N@10 of every model](accuracy.png)"} | {
+        f"{name}, leave-one-out, full catalogue, {len(results)} seed(s)": table(name, results)
+        for name, results in found.items()
+    }
+    checks = [check for name, results in found.items() for check in checks_of(name, results)]
+    return checks, tables, sum(result.seconds for results in found.values() for result in results)
+
+
 def main() -> int:
     """Run what is asked for, then write the verdicts of every set that has a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=sorted(RECIPES), default=sorted(RECIPES))
     parser.add_argument("--seeds", type=int, help="seeds 0 .. N-1 (default: five on Scientific, three elsewhere)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-accuracy", help="where the runs go")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("genrec").setLevel(logging.INFO)
     log.setLevel(logging.INFO)
-    found: dict[str, list[SeedResult]] = {}
-    for name in arguments.sets:
-        if not (DATA / name / "items.jsonl").is_file():
-            log.warning("%s: no data there, not measured", DATA / name)
-            continue
-        found[name] = [run_seed(name, seed, arguments.runs) for seed in range(arguments.seeds or SEEDS[name])]
-    if not found:
+    names = [name for name in arguments.sets if (DATA / name / "items.jsonl").is_file()]
+    for name in set(arguments.sets) - set(names):
+        log.warning("%s: no data there, not measured", DATA / name)
+    checks: list[Check] = []
+    tables: dict[str, str] = {}
+    started, seconds = time.monotonic(), 0.0
+    if "lists" in arguments.parts and names:
+        checks, tables, seconds = lists(names, arguments.seeds, arguments.runs)
+    hits: dict[str, Any] = {}
+    for name in new_items.USERS if "new-items" in arguments.parts else ():
+        if name in names:
+            n_seeds = min(arguments.seeds or SEEDS[name], NEW_ITEM_SEEDS)
+            found = [new_items.run_seed(name, seed, arguments.runs) for seed in range(n_seeds)]
+            checks += new_items.checks_of(name, found)
+            tables[f"{name}, items held out of training, {n_seeds} seed(s)"] = new_items.table(found)
+            for seed, of in enumerate(found):
+                for part, lists_of in (("new", of.new), ("warm", of.warm)):
+                    hits |= {f"{name}/{seed}/{part}/{key}": value.astype(bool) for key, value in lists_of.items()}
+    if hits:
+        np.savez_compressed(RESULTS / "accuracy-new-items.npz", **hits)
+    if "training" in arguments.parts:
+        checks += training_checks(arguments.runs)
+    if not checks:
         return 0
-    kept: dict[str, Any] = {}
-    for name, seeds in found.items():
-        for seed, result in enumerate(seeds):
-            kept |= {f"{name}/{seed}/{model}": of for model, of in result.places.items()}
-            kept[f"{name}/{seed}/thirds"] = result.thirds
-    np.savez_compressed(RESULTS / "accuracy-places.npz", **kept)
-    draw(found, ROOT / "docs" / "accuracy.png")
-    tables = {
-        f"{name}, leave-one-out, full catalogue, {len(seeds)} seed(s)": table(name, seeds)
-        for name, seeds in found.items()
-    }
-    return finish(
-        "accuracy", "make bench-accuracy", list(range(max(map(len, found.values())))),
-        sum(result.seconds for seeds in found.values() for result in seeds),
-        [check for name, seeds in found.items() for check in checks_of(name, seeds)],
-        {"Picture": "![N@10 of every model](accuracy.png)"} | tables,
-    )  # fmt: skip
+    seeds = list(range(max(arguments.seeds or SEEDS[name] for name in names) if names else 1))
+    seconds = max(seconds, time.monotonic() - started)
+    return finish("accuracy", "make bench-accuracy", seeds, seconds, checks, tables)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,9 @@ class Mixture(Settings):
 class NewItems(Settings):
     """Items that no training history holds: how they get into the lists. Nothing of it is trained."""
 
-    relatives: int = Field(0, ge=0, description="known items, nearest in content, that a new one inherits from (0: none)")
+    relatives: int = Field(
+        0, ge=0, description="known items, nearest in content, that a new one inherits from (0: none)"
+    )
     lift: float = Field(0.25, description="nats on top of what a new item inherits: more shows more of them")
 
 

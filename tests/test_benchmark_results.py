@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import new_items
 from benchmarks.accuracy import METRICS, values
 from benchmarks.results import RESULTS, over_seeds, over_users_and_seeds
 
@@ -55,7 +56,7 @@ def test_the_tables_follow_from_the_places() -> None:
     tables = json.loads((RESULTS / "accuracy.json").read_text(encoding="utf-8"))["tables"]
     with np.load(RESULTS / "accuracy-places.npz") as places:
         for heading, text in tables.items():
-            if heading == "Picture":
+            if "leave-one-out" not in heading:
                 continue
             name = heading.split(",")[0]
             seeds = [key for key in places.files if re.fullmatch(rf"{name}/\d+/genrec", key)]
@@ -63,3 +64,26 @@ def test_the_tables_follow_from_the_places() -> None:
             shown = [float(cell.split()[0]) for cell in row.split("|")[2:4]]
             found = [np.mean([values(places[key], metric) for key in seeds]) for metric in METRICS]
             np.testing.assert_allclose(shown, found, atol=5.1e-5)
+
+
+def test_the_tables_of_new_items_follow_from_the_hits() -> None:
+    if not (RESULTS / "accuracy-new-items.npz").is_file():
+        pytest.skip("no run with new items is kept")
+    tables = json.loads((RESULTS / "accuracy.json").read_text(encoding="utf-8"))["tables"]
+    with np.load(RESULTS / "accuracy-new-items.npz") as hits:
+        for heading, text in tables.items():
+            if "items held out" not in heading:
+                continue
+            name = heading.split(",")[0]
+            row = next(line for line in text.splitlines() if line.startswith(f"| {new_items.RIVAL} |"))
+            shown = [float(cell.split()[0]) for cell in row.split("|")[2:4]]
+            for part, value in zip(("new", "warm"), shown, strict=True):
+                keys = [k for k in hits.files if re.fullmatch(rf"{name}/\d+/{part}/{new_items.RIVAL}", k)]
+                assert value == pytest.approx(np.mean([hits[k].mean() for k in keys]), abs=5.1e-5)
+
+
+def test_the_largest_cheap_lift_is_chosen() -> None:
+    recalls = {"plain": 0.100, "lift 0": 0.101, "lift 0.25": 0.0985, "lift 0.5": 0.0975, "lift 1": 0.09, "lift 2": 0.08}
+    assert new_items.choose(recalls) == "lift 0.25"
+    assert new_items.choose(dict.fromkeys(recalls, 0.1)) == "lift 2"
+    assert new_items.choose({**dict.fromkeys(recalls, 0.05), "plain": 0.1}) == "lift 0"  # none is cheap
