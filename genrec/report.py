@@ -27,17 +27,17 @@ THUMBNAIL_BUDGET = 2_000_000  # characters of data URIs per report; later pictur
 MAX_EXAMPLES, MAX_SHOWN = 12, 10
 MAX_POINTS = 300
 INK, ACCENT = "#010203", "#010204"  # stand-ins in the figures, replaced by the page's own colours
+NOT_DRAWN = ("step", "epoch", "learning_rate")  # the axis, and what the recipe says
 FOREST_METRICS = ("recall@10", "ndcg@10")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One item as the report shows it; `score` only where it was recommended."""
+    """One item as the report shows it."""
 
     item_id: str
     title: str
     image: str | None = None
-    score: float | None = None
     hit: bool = False
 
 
@@ -218,7 +218,7 @@ def _curves(curves: dict[str, list[dict[str, Any]]]) -> Markup | None:
     """One panel per curve and number in it, over optimiser steps; None without points."""
     panels: list[tuple[str, list[float], list[float]]] = []
     for part, points in curves.items():
-        keys = dict.fromkeys(key for point in points for key in point if key != "step")
+        keys = dict.fromkeys(key for point in points for key in point if key not in NOT_DRAWN)
         for key in keys:
             kept = [(p["step"], p[key]) for p in points if _finite(p.get(key)) and _finite(p.get("step"))]
             if kept:
