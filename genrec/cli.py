@@ -1,5 +1,5 @@
-"""The command line: genrec run | init | doctor | serve | keys | quantize | features | recommend | describe | evaluate |
-audit | prompts."""
+"""The command line: genrec run | init | doctor | serve | loadtest | keys | quantize | features | recommend | describe |
+evaluate | audit | prompts."""
 
 from __future__ import annotations
 
@@ -118,6 +118,39 @@ def serve(
     source = context.get_parameter_source("store")
     typed = source is not None and source.name == "COMMANDLINE"
     serve_export(export, engine=engine, host=host, port=port, store=store, keys=keys, typed_store=typed)
+
+
+@app.command()
+def loadtest(
+    url: Annotated[str, typer.Argument(help="a running gateway")],
+    rate: Annotated[float, typer.Option(min=0.1, help="requests a second")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=1, help="how long to send them")] = 30.0,
+    users: Annotated[int, typer.Option(min=1, help="made-up users who ask")] = 100,
+    deadline_ms: Annotated[int, typer.Option(min=1, max=30_000, help="of each request")] = 1_000,
+    key_file: Annotated[Path | None, typer.Option(help="file that holds an API key with the scope recommend")] = None,
+    find_capacity: Annotated[
+        bool, typer.Option("--find-capacity", help="search the highest rate that keeps the deadline, from --rate on")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="of arrivals and histories")] = 0,
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = Path("loadtest.json"),
+) -> None:
+    """Offer a gateway requests at a fixed rate and say what came of them."""
+    import dataclasses
+    import json
+    from functools import partial
+
+    from genrec.artefacts import write_text
+    from genrec.errors import ConfigError
+    from genrec.serving import loadtest as load
+
+    key = key_file.read_text(encoding="utf-8").strip() if key_file else None
+    test = partial(load.measure, url, seconds=seconds, users=users, seed=seed, deadline_ms=deadline_ms, key=key)
+    found = load.find_capacity(lambda at: test(rate=at), rate) if find_capacity else test(rate=rate)
+    if found is None:
+        raise ConfigError(f"{url}: misses {deadline_ms} ms at every rate; allow more with --deadline-ms")
+    text = json.dumps(dataclasses.asdict(found), indent=2)
+    write_text(out, text + "\n")
+    console.print_json(text)
 
 
 @app.command()

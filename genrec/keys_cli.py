@@ -18,7 +18,7 @@ Rate = Annotated[float | None, typer.Option(help="the tenant's limit per second;
 def add(
     file: File,
     tenant: Annotated[str, typer.Option(help="whose key: histories and limits belong to a tenant")],
-    scope: Annotated[list[str], typer.Option(help="recommend, write, admin or metrics; may be repeated")],
+    scope: Annotated[list[str], typer.Option(help="recommend, read, write, admin or metrics; may be repeated")],
     requests_per_s: Rate = None,
     beams_per_s: Rate = None,
     tokens_per_s: Rate = None,

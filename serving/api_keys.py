@@ -22,8 +22,8 @@ from genrec.artefacts import write_text
 from genrec.errors import ConfigError
 
 log = logging.getLogger(__name__)
-Scope = Literal["recommend", "write", "admin", "metrics"]
-SCOPES: tuple[Scope, ...] = ("recommend", "write", "admin", "metrics")
+Scope = Literal["recommend", "read", "write", "admin", "metrics"]
+SCOPES: tuple[Scope, ...] = ("recommend", "read", "write", "admin", "metrics")
 PREFIX = "genrec"
 CHECK_S = 1.0  # how often the file is looked at for changes
 Rate = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]

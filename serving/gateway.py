@@ -21,10 +21,12 @@ try:
     from starlette.concurrency import run_in_threadpool
 
     from genrec.serving import bodies, problems
-    from genrec.serving.access import NEEDS, PUBLIC, Gate
+    from genrec.serving.access import Gate
     from genrec.serving.api_keys import Keys
     from genrec.serving.body_limit import BodyLimit
+    from genrec.serving.catalogue_routes import add_catalogue
     from genrec.serving.desk import RESERVE_S, Desk, Settings
+    from genrec.serving.page_routes import add_page
     from genrec.serving.request_log import RequestLog
     from genrec.serving.store_error import StoreError
     from genrec.serving.user_store import Event, UserStore
@@ -80,10 +82,12 @@ def create_app(
     app.add_middleware(
         Gate, keys=keys, limiter=desk.limiter, metrics=desk.metrics, drain=desk.drain, hosts=hosts
     )  # before the body
-    app.add_middleware(RequestLog, metrics=desk.metrics, routes=frozenset({*NEEDS, *PUBLIC}))
+    app.add_middleware(RequestLog, metrics=desk.metrics)
     version = _version(engine, export)
     _add_answers(app, desk, version)
     _add_state(app, desk, version)
+    add_catalogue(app, desk)
+    add_page(app)
     return app
 
 

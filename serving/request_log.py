@@ -13,6 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from genrec.serving.access import route_of
 from genrec.serving.metrics import Metrics
 
 access = logging.getLogger("genrec.access")
@@ -22,14 +23,13 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class RequestLog:
     """ASGI middleware: gives each request an id, times it, counts it, logs it."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         """
         Args:
             app: what answers.
             metrics: takes status and seconds.
-            routes: paths that are named; any other is "other", so that nobody can fill the metrics with names.
         """
-        self.app, self._metrics, self._routes = app, metrics, routes
+        self.app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,7 +56,7 @@ class RequestLog:
             raise
         finally:
             seconds = time.perf_counter() - started
-            route = scope["path"] if scope["path"] in self._routes else "other"
+            route = route_of(scope["path"]) or "other"  # nobody can fill the metrics with names
             self._metrics.requests.labels(route, status).inc()
             self._metrics.stage.labels(route, "total").observe(seconds)
             caller = state.get("caller")

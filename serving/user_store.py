@@ -158,6 +158,18 @@ class UserStore:
             with self.database.connect() as connection:
                 return list(connection.scalars(query))[::-1]
 
+    def users(self, tenant: str, limit: int) -> list[str]:
+        """The first user ids of a tenant in their order.
+
+        Raises:
+            StoreError: locked or gone.
+        """
+        query = sa.select(_EVENTS.c.user_id).where(_EVENTS.c.tenant == tenant).distinct()
+        with self._errors():
+            self._check_file()
+            with self.database.connect() as connection:
+                return list(connection.scalars(query.order_by(_EVENTS.c.user_id).limit(limit)))
+
     def disabled(self) -> frozenset[str]:
         """The items that are disabled.
 

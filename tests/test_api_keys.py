@@ -119,7 +119,7 @@ def test_two_keys_with_one_id_are_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scopes": ("everything",)}, "no scope 'everything'; there are recommend, write, admin, metrics"),
+        ({"scopes": ("everything",)}, "no scope 'everything'; there are recommend, read, write, admin, metrics"),
         ({"scopes": ()}, "at least 1 item"),
         ({"tenant": "a b"}, "'a b'"),
         ({"requests_per_s": 0.0}, "greater than 0; found 0.0"),

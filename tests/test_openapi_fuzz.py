@@ -31,7 +31,16 @@ from tests.gateway_fixture import http, running
 
 CASES = int(os.environ.get("GENREC_FUZZ_CASES", "300"))
 ROUTES = ("POST /v1/recommend", "POST /v1/describe", "POST /v1/events", "POST /v1/items")
-READS = ("GET /healthz", "GET /readyz", "GET /metrics")
+READS = (
+    "GET /healthz",
+    "GET /readyz",
+    "GET /metrics",
+    "GET /v1/items",
+    "GET /v1/items/{item_id}/image",
+    "GET /v1/categories",
+    "GET /v1/users",
+    "GET /v1/users/{user_id}/history",
+)
 TIGHT_MS = 2_000  # a deadline that a busy machine may miss
 
 
@@ -78,7 +87,7 @@ def export(tmp_path_factory) -> Export:
 def client(export: Export, tmp_path_factory) -> Iterator[httpx.Client]:
     folder, engine = tmp_path_factory.mktemp("fuzz"), TorchEngine(export, "cpu")
     store = UserStore(f"sqlite:///{folder}/users.sqlite3")
-    token = add_key(folder / "keys.json", "shop", ["recommend", "write", "admin", "metrics"], {})
+    token = add_key(folder / "keys.json", "shop", ["recommend", "read", "write", "admin", "metrics"], {})
     app = create_app(engine, export, store=store, keys=Keys(folder / "keys.json"))
     header = {"authorization": f"Bearer {token}"}
     with running(app) as plain, http(str(plain.base_url), headers=header) as authorised:

@@ -58,6 +58,10 @@ def test_users_and_tenants_are_apart(store: UserStore) -> None:
     assert store.newest("shop", "ann", 5) == ["a"]
     assert store.newest("news", "ann", 5) == ["n"]
     assert store.newest("news", "bob", 5) == []
+    store.append("shop", events("ann", "c"))
+    assert store.users("shop", 5) == ["ann", "bob"]
+    assert store.users("shop", 1) == store.users("news", 5) == ["ann"]
+    assert store.users("nobody", 5) == []
 
 
 def test_an_event_with_a_name_is_stored_once(store: UserStore) -> None:

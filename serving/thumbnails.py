@@ -1,0 +1,47 @@
+"""Small JPEGs of the catalogue's own pictures, made when first asked for and kept."""
+
+from __future__ import annotations
+
+import io
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+from genrec.catalog import Catalogue
+from genrec.errors import DataError
+from genrec.pictures import load_picture
+
+log = logging.getLogger(__name__)
+SIDE = 320  # pixels of the longer side; smaller pictures keep their size
+MAX_PIXELS = 40_000_000  # larger pictures are not decoded
+KEPT = 2_000  # thumbnails in memory, some 15 kB each
+
+
+class Thumbnails:
+    """A picture is decoded and written anew, so that nothing of the file but its pixels reaches a client."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._images = catalogue.images
+        self.jpeg = lru_cache(KEPT)(self._jpeg)
+
+    def _jpeg(self, row: int) -> bytes | None:
+        """The JPEG of an item's picture, or None where there is none that can be read.
+
+        Args:
+            row: of the catalogue; the path is the catalogue's, never a client's.
+        """
+        path = self._images[row]
+        if path is None:
+            return None
+        try:
+            picture = load_picture(Path(path), MAX_PIXELS)
+        except DataError as err:
+            log.warning("no picture of row %d: %s", row, err)
+            return None
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        picture.info.clear()  # Pillow would write a comment again
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
