@@ -278,9 +278,10 @@ class Backbone(nn.Module):
             prior = self._prior_of_events(nodes[-1], row * labels.shape[1] + segments[:, 1:].flatten()[events])
             for level, (node, code) in enumerate(zip(nodes, codes.unbind(1), strict=False)):
                 logits = self.sid_logits(level, states[events + level]).float()
-                if prior is not None:
-                    logits = logits + self.known_trie.weigh(node, level, prior)
-                logits = logits.masked_fill(~self.known_trie.mask(node, level), torch.finfo(logits.dtype).min)
+                options = self.known_trie.options(node, level, prior=prior)
+                if options.weights is not None:
+                    logits = logits + options.weights
+                logits = logits.masked_fill(~options.known, torch.finfo(logits.dtype).min)
                 losses.append(F.cross_entropy(logits, code, reduction="none"))
                 positions.append(events + level)
         at = ((shifted >= 0) & (shifted < layout.sid_start)).nonzero()[:, 0]

@@ -136,13 +136,12 @@ def beam_search(
     state = torch.full((batch, 1), trie.root, dtype=torch.int64, device=device)
     scores = torch.zeros(batch, 1, device=device)
     for level in range(trie.n_levels):
-        known = trie.mask(state, level)  # [B, W, C]
+        options = trie.options(state, level, allowed, prior)  # [B, W, C] each
         logits = model.sid_logits(level, hidden).float()
-        if prior is not None:
-            logits = logits + trie.weigh(state, level, prior)
-        logp = logits.masked_fill(~known, torch.finfo(logits.dtype).min).log_softmax(-1)
-        legal = known if allowed is None else trie.mask(state, level, allowed)
-        total = (scores[..., None] + logp).masked_fill(~legal, -torch.inf).flatten(1)  # [B, W * C]
+        if options.weights is not None:
+            logits = logits + options.weights
+        logp = logits.masked_fill(~options.known, torch.finfo(logits.dtype).min).log_softmax(-1)
+        total = (scores[..., None] + logp).masked_fill(~options.legal, -torch.inf).flatten(1)  # [B, W * C]
         scores, best = total.topk(min(beams, total.shape[1]), dim=1)  # [B, W']
         parent, code = best // trie.n_codes, best % trie.n_codes
         state = trie.step(state.gather(1, parent), code, level)

@@ -39,6 +39,21 @@ class Prior:
 
 
 @dataclass(frozen=True)
+class Options:
+    """Of every code after each state; a dead state has none.
+
+    Attributes:
+        known: bool [..., C], it leads on.
+        legal: bool [..., C], it leads to an allowed item.
+        weights: float32 [..., C], the prior of the node that it leads to, 0 where it leads nowhere; or None.
+    """
+
+    known: Tensor
+    legal: Tensor
+    weights: Tensor | None
+
+
+@dataclass(frozen=True)
 class _Level:
     """The step from the nodes of one level to the next.
 
@@ -149,29 +164,46 @@ class Trie:
             )
         return cls(levels, order.int(), n_codes)
 
-    def mask(self, state: Tensor, level: int, allowed: Filter | None = None) -> Tensor:
-        """The codes that lead on from each state; with a filter, only those that lead to an allowed item.
+    def options(self, state: Tensor, level: int, allowed: Filter | None = None, prior: Prior | None = None) -> Options:
+        """What may come next; each node's children are looked up once.
 
         Args:
-            state: int64 [...]; with a filter [B, ...], where row b obeys the filter's row b.
+            state: int64 [...]; with a filter or prior [B, ...], where row b obeys their row b.
             level: codes read so far.
             allowed: from `filter`; one row alone holds for every row of `state`.
-
-        Returns:
-            bool [..., C]; all false where the state is dead.
+            prior: from `prior`; the same.
         """
         here = self._levels[level]
-        alive, node = state >= 0, state.clamp(min=0)
+        alive, node = (state >= 0).unsqueeze(-1), state.clamp(min=0)
+        dense = here.table is not None
         if here.table is not None:
             child = here.table[node].long()  # [..., C]
-            legal = (child >= 0) & alive.unsqueeze(-1)
-            return legal if allowed is None else legal & _of_rows(allowed.nodes[level + 1], child.clamp(min=0))
-        child = here.children(node)  # [..., fan_out]
-        legal = alive.unsqueeze(-1).expand(child.shape)
-        if allowed is not None:
-            legal = legal & _of_rows(allowed.nodes[level + 1], child)
-        out = torch.zeros(*state.shape, self.n_codes, dtype=torch.bool, device=self.device)
-        return out.scatter_(-1, here.codes[child].long(), legal)
+            known = (child >= 0) & alive
+            child = child.clamp(min=0)
+        else:
+            child = here.children(node)  # [..., fan_out]
+            known = alive.expand(child.shape)
+            place = here.codes[child].long()
+
+        def spread(values: Tensor) -> Tensor:
+            """By child -> by code."""
+            if dense:
+                return values
+            out = values.new_zeros(*state.shape, self.n_codes)
+            return out.scatter(-1, place, values)
+
+        legal = known if allowed is None else known & _of_rows(allowed.nodes[level + 1], child)
+        weights = None if prior is None else _of_rows(prior.nodes[level + 1], child).masked_fill(~known, 0)
+        known_codes = spread(known)
+        return Options(
+            known_codes,
+            known_codes if allowed is None else spread(legal),
+            None if weights is None else spread(weights),
+        )
+
+    def mask(self, state: Tensor, level: int, allowed: Filter | None = None) -> Tensor:
+        """The codes that lead on from each state, bool [..., C]; arguments as for `options`, whose `legal` it is."""
+        return self.options(state, level, allowed).legal
 
     def step(self, state: Tensor, code: Tensor, level: int) -> Tensor:
         """Read one more code.
@@ -234,25 +266,6 @@ class Trie:
             mass = above.index_add(1, level.parents(), mass)  # [B, parents]
             nodes.insert(0, mass.clamp(min=torch.finfo(mass.dtype).tiny).log())
         return Prior(nodes)
-
-    def weigh(self, state: Tensor, level: int, prior: Prior) -> Tensor:
-        """The prior of every code after each state: ``prior`` of the child that it leads to.
-
-        Args:
-            state: int64 [B, ...] or, where the prior has one row, any shape; row b reads the prior's row b.
-            level: codes read so far.
-
-        Returns:
-            float32 [..., C]; 0 where a code leads nowhere.
-        """
-        here, values = self._levels[level], prior.nodes[level + 1]
-        node = state.clamp(min=0)
-        if here.table is not None:
-            child = here.table[node].long()  # [..., C]
-            return _of_rows(values, child.clamp(min=0)).masked_fill(child < 0, 0)
-        child = here.children(node)  # [..., fan_out]
-        out = torch.zeros(*state.shape, self.n_codes, device=self.device)
-        return out.scatter(-1, here.codes[child].long(), _of_rows(values, child))
 
 
 def _level(codes: Tensor, offsets: Tensor, n_codes: int) -> _Level:

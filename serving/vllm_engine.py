@@ -243,9 +243,9 @@ class VllmEngine:
 
         layout = self._export.layout
         first = layout.sid_start + level * layout.n_codes
-        known = self._trie.mask(state, level)[0].numpy()  # [W, C]
-        legal = self._trie.mask(state, level, allowed)[0].numpy()
-        weights = np.zeros(known.shape) if prior is None else self._trie.weigh(state, level, prior)[0].numpy()
+        options = self._trie.options(state, level, allowed, prior)
+        known, legal = options.known[0].numpy(), options.legal[0].numpy()  # [W, C]
+        weights = np.zeros(known.shape) if options.weights is None else options.weights[0].numpy()
         outputs = await asyncio.gather(
             *(
                 self._lists.complete(

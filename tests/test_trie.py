@@ -94,8 +94,9 @@ def test_a_prior_spells_the_softmax_over_items(case, seed):
     path = torch.zeros(len(bitmaps), len(ids), dtype=torch.float64)
     state = torch.zeros(len(bitmaps), len(ids), dtype=torch.int64)
     for level, code in enumerate(torch.tensor(ids).unbind(1)):
-        weights = trie.weigh(state, level, prior).double()
-        legal = trie.mask(state, level)
+        options = trie.options(state, level, prior=prior)
+        assert options.weights is not None
+        weights, legal = options.weights.double(), options.legal
         assert (weights[~legal] == 0).all()
         logp = weights.masked_fill(~legal, -torch.inf).log_softmax(-1)
         code = code.expand(len(bitmaps), -1)
