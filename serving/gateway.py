@@ -24,6 +24,8 @@ try:
     from genrec.serving.access import NEEDS, PUBLIC, Gate
     from genrec.serving.api_keys import Keys
     from genrec.serving.body_limit import BodyLimit
+    from genrec.serving.chat import Understand
+    from genrec.serving.chat_route import add_chat
     from genrec.serving.desk import RESERVE_S, Desk, Settings
     from genrec.serving.request_log import RequestLog
     from genrec.serving.store_error import StoreError
@@ -47,6 +49,7 @@ def create_app(
     keys: Keys | None = None,
     hosts: frozenset[str] | None = None,
     settings: Settings | None = None,
+    understand: Understand | None = None,
 ) -> FastAPI:
     """The HTTP application of one engine.
 
@@ -57,12 +60,13 @@ def create_app(
         keys: who may ask what; None: everyone may ask everything.
         hosts: names by which the server may be asked; None: any.
         settings: deadlines, queues, timeouts.
+        understand: finds what a conversation asks for; None: there is no chat.
 
     Raises:
         StoreError: the store does not say which items are disabled.
     """
     settings = settings or Settings()
-    desk = Desk(engine, export, store, settings)
+    desk = Desk(engine, export, store, settings, understand)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -84,6 +88,8 @@ def create_app(
     version = _version(engine, export)
     _add_answers(app, desk, version)
     _add_state(app, desk, version)
+    if understand is not None:
+        add_chat(app, desk)
     return app
 
 

@@ -28,9 +28,16 @@ from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
 from tests.export_fixture import make_export
 from tests.gateway_fixture import http, running
+from tests.understanding import understand
 
 CASES = int(os.environ.get("GENREC_FUZZ_CASES", "300"))
-ROUTES = ("POST /v1/recommend", "POST /v1/describe", "POST /v1/events", "POST /v1/items")
+ROUTES = (
+    "POST /v1/recommend",
+    "POST /v1/describe",
+    "POST /v1/chat/completions",
+    "POST /v1/events",
+    "POST /v1/items",
+)
 READS = ("GET /healthz", "GET /readyz", "GET /metrics")
 TIGHT_MS = 2_000  # a deadline that a busy machine may miss
 
@@ -38,7 +45,8 @@ TIGHT_MS = 2_000  # a deadline that a busy machine may miss
 def no_server_error(context, response, case) -> None:
     """No 5xx but the one that a tight deadline asks for."""
     body = case.body if isinstance(case.body, dict) else {}
-    timeout_ms = body.get("timeout_ms")
+    extension = body.get("genrec") or {}
+    timeout_ms = body.get("timeout_ms", extension.get("timeout_ms") if isinstance(extension, dict) else None)
     if not (response.status_code == 504 and isinstance(timeout_ms, int) and timeout_ms < TIGHT_MS):
         schemathesis.checks.not_a_server_error(context, response, case)
 
@@ -79,7 +87,7 @@ def client(export: Export, tmp_path_factory) -> Iterator[httpx.Client]:
     folder, engine = tmp_path_factory.mktemp("fuzz"), TorchEngine(export, "cpu")
     store = UserStore(f"sqlite:///{folder}/users.sqlite3")
     token = add_key(folder / "keys.json", "shop", ["recommend", "write", "admin", "metrics"], {})
-    app = create_app(engine, export, store=store, keys=Keys(folder / "keys.json"))
+    app = create_app(engine, export, store=store, keys=Keys(folder / "keys.json"), understand=understand)
     header = {"authorization": f"Bearer {token}"}
     with running(app) as plain, http(str(plain.base_url), headers=header) as authorised:
         yield authorised
