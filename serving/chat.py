@@ -5,9 +5,8 @@ understand (the model) -> `Query` -> `plan` -> a list under its filters -> `reas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 
@@ -30,13 +29,7 @@ MAX_WISH_CHARS = 120
 ROLES = ("system", "user", "assistant")
 
 
-class Message(TypedDict):
-    """One message of a conversation: `role` is one of `ROLES`."""
-
-    role: str
-    content: str
-
-
+Message = Mapping[str, str]  # "role", one of `ROLES`, and "content"
 # engine, export, the conversation, and for each of its messages the ids of the items that it lists
 Understand = Callable[[Engine, Export, Sequence[Message], Sequence[Sequence[str]]], Query]
 
@@ -68,6 +61,7 @@ class ChatItem:
         title: its name in the reply.
         score: log P(item), see `RankedItem`.
         reason: one line; may be empty.
+        written: whether the model wrote the reason.
     """
 
     row: int
@@ -75,6 +69,7 @@ class ChatItem:
     title: str
     score: float
     reason: str
+    written: bool
 
 
 @dataclass(frozen=True)
@@ -104,15 +99,17 @@ class Chat:
         """Refuse what is no conversation.
 
         Raises:
-            DataError: no message, an unknown role, or nothing said by the user.
+            DataError: no message, an unknown role, no text, or nothing said by the user.
         """
         if not messages:
             raise DataError("messages: there are none; send at least one of role 'user'")
         for number, message in enumerate(messages):
-            if message["role"] not in ROLES:
-                raise DataError(
-                    f"messages.{number}.role: expected one of {', '.join(ROLES)}; found {message['role'][:50]!r}"
-                )
+            role, content = message.get("role"), message.get("content")
+            if role not in ROLES:
+                found = repr(role)[:50]
+                raise DataError(f"messages.{number}.role: expected one of {', '.join(ROLES)}; found {found}")
+            if not isinstance(content, str):
+                raise DataError(f"messages.{number}.content: expected text; found {type(content).__name__}")
         if not any(message["role"] == "user" and message["content"].strip() for message in messages):
             raise DataError("messages: none of role 'user' says anything; add what the user wants")
 
@@ -162,7 +159,7 @@ class Chat:
         row = self.export.catalogue.index[ranked.item_id]
         history, evidence = self._past(plan, row)
         reason = self.reasons.choose(written, row, plan.query, history, evidence)
-        return ChatItem(row, ranked.item_id, self.names.of(row), ranked.score, reason)
+        return ChatItem(row, ranked.item_id, self.names.of(row), ranked.score, *reason)
 
     def line(self, plan: Plan, number: int, item: ChatItem) -> Line:
         """An item's line; `ItemNames.listed` reads it back."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from starlette.requests import Request
 
@@ -42,7 +42,7 @@ class Reply:
         self.finish: Finish = "stop"
         self.items: list[ChatItem] = []
 
-    async def deltas(self, http: Request, requests: Sequence[TextRequest], deadline: float) -> AsyncIterator[str]:
+    async def deltas(self, http: Request, requests: Sequence[TextRequest], deadline: float) -> AsyncGenerator[str]:
         """The text piece by piece, each checked before it leaves.
 
         A reason that is late, or that the engine fails at, is a plain one: a reply has its items whatever happens.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from genrec.errors import DataError
+from genrec.serving.bodies import Origin
 from genrec.serving.chat import Chat, Plan
 from genrec.serving.chat_reply import Reply
 from genrec.serving.desk import RESERVE_S, Desk
@@ -33,11 +35,12 @@ from genrec.serving.openai_format import (
     Usage,
 )
 from genrec.serving.problems import CHAT_RESPONSES, ClientLeftError
+from genrec.serving.provenance import provenance_of
 from genrec.serving.resolve import beam_width, item_rows
 
 UNDERSTAND_TOKENS = 64  # what reading a conversation costs a tenant; with all reasons no more than one largest request
 PIECE = re.compile(r"\s*\S+|\s+$")
-STREAM = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,12 @@ class Talk:
     deadline: float
     fallback: bool
     prompt_tokens: int
+    engine: str
+    user: str | None  # hashed
 
 
-def add_chat(app: FastAPI, desk: Desk) -> None:
-    """Add the route."""
+def add_chat(app: FastAPI, desk: Desk, engine: str) -> None:
+    """Add the route; `engine` is the engine's name."""
     chat = Chat(desk.export)
 
     @app.post(
@@ -65,7 +70,7 @@ def add_chat(app: FastAPI, desk: Desk) -> None:
     )
     async def completions(body: ChatBody, http: Request) -> Any:
         """A reply about items that fit what the conversation asks for; with `stream` as server-sent events."""
-        talk = await _prepare(desk, chat, body, http)
+        talk = await _prepare(desk, chat, engine, body, http)
         deltas = talk.reply.deltas(http, talk.requests, talk.deadline)
         frame = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -75,7 +80,8 @@ def add_chat(app: FastAPI, desk: Desk) -> None:
         }
         if body.stream:
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-            return StreamingResponse(_events(desk, talk, deltas, frame), 200, headers, "text/event-stream")
+            events = _events(desk, talk, deltas, frame)
+            return StreamingResponse(events, 200, headers, "text/event-stream")
         async for _ in deltas:
             pass
         choice = Choice(message=ReplyMessage(content=talk.reply.text), finish_reason=talk.reply.finish)
@@ -83,7 +89,7 @@ def add_chat(app: FastAPI, desk: Desk) -> None:
         return Response(found.model_dump_json(), media_type="application/json")
 
 
-async def _prepare(desk: Desk, chat: Chat, body: ChatBody, http: Request) -> Talk:
+async def _prepare(desk: Desk, chat: Chat, engine: str, body: ChatBody, http: Request) -> Talk:
     """Everything that can be refused, before the first byte of an answer."""
     timeout_s = body.genrec.timeout_ms / 1000
     deadline = time.monotonic() + timeout_s
@@ -103,6 +109,8 @@ async def _prepare(desk: Desk, chat: Chat, body: ChatBody, http: Request) -> Tal
     if plan.request is not None:
         desk.charge(caller, "beams", beam_width(plan.request, len(desk.export.catalogue)))
         ranked, reason = await desk.rank(http, plan.request, deadline - min(RESERVE_S, timeout_s / 10))
+        if not ranked:  # all that fitted were disabled meanwhile
+            plan = await run_in_threadpool(chat.plan, query, history, desk.switches.denied)
     requests = chat.reason_requests(plan, ranked, body.temperature or 0.0, body.seed or 0)
     if requests:
         desk.charge(caller, "tokens", sum(request.max_tokens for request in requests))
@@ -110,10 +118,11 @@ async def _prepare(desk: Desk, chat: Chat, body: ChatBody, http: Request) -> Tal
     cutter = chat.text(stop, body.max_tokens or body.max_completion_tokens)
     reply = Reply(desk, chat, plan, ranked, cutter, whole=bool(stop))
     asked = await run_in_threadpool(lambda: sum(cutter.count(message["content"]) for message in messages))
-    return Talk(body, plan, reply, requests, deadline, reason is not None, asked)
+    user = None if body.user is None else desk.user_hash(caller.tenant, body.user)
+    return Talk(body, plan, reply, requests, deadline, reason is not None, asked, engine, user)
 
 
-async def _events(desk: Desk, talk: Talk, deltas: AsyncIterator[str], frame: dict[str, Any]) -> AsyncIterator[str]:
+async def _events(desk: Desk, talk: Talk, deltas: AsyncGenerator[str], frame: dict[str, Any]) -> AsyncIterator[str]:
     """The reply as server-sent events: words, then why it ended with the items, then the usage if it is wanted."""
     wants_usage = bool(talk.body.stream_options and talk.body.stream_options.include_usage)
 
@@ -125,9 +134,10 @@ async def _events(desk: Desk, talk: Talk, deltas: AsyncIterator[str], frame: dic
 
     try:
         yield event({"role": "assistant", "content": ""})
-        async for text in deltas:
-            for piece in PIECE.findall(text):
-                yield event({"content": piece})
+        async with contextlib.aclosing(deltas):  # a client that leaves takes its reasons' places in the queue with it
+            async for text in deltas:
+                for piece in PIECE.findall(text):
+                    yield event({"content": piece})
     except ClientLeftError:
         return
     yield event({}, talk.reply.finish, genrec=_recommendation(desk, talk).model_dump())
@@ -145,6 +155,10 @@ def _usage(talk: Talk) -> Usage:
 def _recommendation(desk: Desk, talk: Talk) -> Recommendation:
     """The field `genrec`."""
     images = desk.export.catalogue.images
+    origins = {
+        request.item_id: Origin(**provenance_of(desk.export, talk.engine, request, talk.user).as_dict())
+        for request in talk.requests
+    }
     return Recommendation(
         items=[
             ShownItem(
@@ -153,6 +167,7 @@ def _recommendation(desk: Desk, talk: Talk) -> Recommendation:
                 image=None if images[item.row] is None else f"/v1/items/{quote(item.item_id, safe='')}/image",
                 score=item.score,
                 reason=item.reason,
+                provenance=origins[item.item_id] if item.written else None,
             )
             for item in talk.reply.items
         ],

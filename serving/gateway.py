@@ -89,7 +89,7 @@ def create_app(
     _add_answers(app, desk, version)
     _add_state(app, desk, version)
     if understand is not None:
-        add_chat(app, desk)
+        add_chat(app, desk, version["engine"])
     return app
 
 

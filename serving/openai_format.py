@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from genrec.query import Query
-from genrec.serving.bodies import MAX_TIMEOUT_MS, Body, History, Milliseconds, Name
+from genrec.serving.bodies import MAX_TIMEOUT_MS, Body, History, Milliseconds, Name, Origin
 from genrec.serving.chat import Message
 
 CHAT_PATH = "/v1/chat/completions"
@@ -122,6 +122,7 @@ class ShownItem(BaseModel):
     image: str | None = Field(description="path of its picture on this server")
     score: float = Field(description="log P(item)")
     reason: str
+    provenance: Origin | None = Field(description="where the reason comes from; null: from the catalogue")
 
 
 class Dropped(BaseModel):

@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from genrec.catalog import Catalogue
 from genrec.faithful import Checker
 from genrec.item_names import ItemNames, one_line
-from genrec.query import Query, facts_of
+from genrec.query import Query
 from genrec.serving.engine import TextResult
-from genrec.writer import Writer
+from genrec.writer import Writer, fields_of
 
 MAX_REASON_CHARS = 240
 PLAIN_FACTS = 2
@@ -26,8 +26,8 @@ class Reasons:
 
     def choose(
         self, written: TextResult | None, row: int, query: Query, history: Sequence[int], evidence: Collection[int]
-    ) -> str:
-        """The model's text if it may be shown, else a plain one.
+    ) -> tuple[str, bool]:
+        """The model's text if it may be shown, else a plain one; and whether it is the model's.
 
         Args:
             written: by the task "explain"; None: there is none.
@@ -39,8 +39,8 @@ class Reasons:
         if written is not None and written.finish_reason == "stop":
             text = one_line(written.text)
             if len(text) <= MAX_REASON_CHARS and self._may_be_shown(text, row, evidence):
-                return text
-        return self._plain(row, query, history)
+                return text, True
+        return self._plain(row, query, history), False
 
     def _may_be_shown(self, text: str, row: int, evidence: Collection[int]) -> bool:
         """Whether a text names no other item and says something of this one, and nothing that is not so."""
@@ -51,8 +51,8 @@ class Reasons:
 
     def _plain(self, row: int, query: Query, history: Sequence[int]) -> str:
         """Fields of the catalogue: those that the user asked for, then those that the history shares most."""
-        own = facts_of(self._catalogue, row)
-        asked = [(fact.name, fact.value) for fact in query.wanted if fact.value in own.get(fact.name, ())]
+        own = fields_of(self._catalogue, row)
+        asked = [(fact.name, fact.value) for fact in query.wanted if (fact.name, fact.value) in own]
         facts = dict.fromkeys([*asked, *self._writer.brief("", history, row).facts])
         said = [one_line(f"{name} {value}") for name, value in facts]
         said = [text for text in said if not self._names.strangers(text, {row})][:PLAIN_FACTS]

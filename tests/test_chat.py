@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -153,6 +154,37 @@ def test_other_reasons_become_plain_ones(torch_engine: TorchEngine, lie: str) ->
     assert not [title for title in others if title + " " in reply.text.lower() or title + "," in reply.text.lower()]
 
 
+def outsiders(text: str, inside: set[int]) -> list[int]:
+    """The items that a text names by the fixture's pattern of titles, other than these."""
+    pattern = rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(THINGS)}) number (\d+)"
+    return [int(row) for row in re.findall(pattern, text.lower()) if int(row) not in inside]
+
+
+def test_writers_that_name_anything_never_name_an_outsider(torch_engine: TorchEngine) -> None:
+    """Random texts, true and false: only titles of the list and of its evidence are left, and true texts are."""
+    export, rng = torch_engine.export, np.random.default_rng(3)
+    titles, chosen, kept, raw_outsiders = export.catalogue.titles, ["item-6", "item-13", "item-44"], 0, 0
+    texts: list[str] = []
+
+    def tell(request: TextRequest) -> str:
+        other = titles[rng.integers(1, 60)]
+        lies = (f"Better: {other}.", f"{true_reason(export, request)} Or {other.upper()}!", f"1. {other} — colour red")
+        texts.append(str(rng.choice([true_reason(export, request), *lies])))
+        return texts[-1]
+
+    for _ in range(12):
+        reply = ask(
+            ToldWriter(torch_engine, tell), f"{rng.choice(COLOURS)} things, 5 items", history=chosen, export=export
+        )
+        inside = {item.row for item in reply.items} | {6, 13, 44}
+        assert outsiders(reply.text, inside) == []
+        assert outsiders(" ".join(item.reason for item in reply.items), inside) == []
+        raw_outsiders += sum(bool(outsiders(text, inside)) for text in texts[-len(reply.items) :])
+        kept += sum(item.written for item in reply.items)
+    assert raw_outsiders > 20
+    assert kept > 10
+
+
 def test_a_reason_that_ran_out_of_tokens_is_not_sent(torch_engine: TorchEngine) -> None:
     chat, export = Chat(torch_engine.export), torch_engine.export
     text = true_reason(export, TextRequest("item-2", ["item-7"]))
@@ -240,8 +272,13 @@ def test_errors_are_the_users(torch_engine: TorchEngine) -> None:
             [{"role": "tool", "content": "red"}],
             r"messages\.0\.role: .* user, assistant; found 'tool'",
         ),
+        ([{"content": "red"}], r"messages\.0\.role: .*; found None"),
+        (
+            [*said("red", "so"), {"role": "user", "content": None}],
+            r"messages\.2\.content: expected text; found NoneType",
+        ),
     ):
         with pytest.raises(DataError, match=words):
-            recommender.chat(messages, understand=understand)  # type: ignore[arg-type]
+            recommender.chat(messages, understand=understand)
     with pytest.raises(DataError, match="'nope'"):
         recommender.chat(said("red"), ["nope"], understand=understand)

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from genrec import Recommender
+from genrec.prompts import prompt_version
 from genrec.query import Query
 from genrec.serving.api_keys import Keys, add_key
 from genrec.serving.body_limit import MAX_BODY_BYTES
@@ -21,7 +22,7 @@ from genrec.serving.gateway import create_app
 from genrec.serving.openai_format import CHAT_PATH, MAX_MESSAGES
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
-from tests.engines import FaultyEngine
+from tests.engines import FaultyEngine, ToldWriter
 from tests.gateway_fixture import PATIENCE_S, running, until
 from tests.understanding import understand
 
@@ -30,7 +31,7 @@ ASK: Any = [{"role": "user", "content": "something blue, 2 items"}]
 
 def client_of(http: httpx.Client, key: str = "none", **options: Any) -> openai.OpenAI:
     """The official client against a test server."""
-    plain = httpx.Client(trust_env=False, timeout=PATIENCE_S)
+    plain = openai.DefaultHttpxClient(trust_env=False, timeout=PATIENCE_S)
     return openai.OpenAI(base_url=f"{http.base_url}/v1", api_key=key, max_retries=0, http_client=plain, **options)
 
 
@@ -90,12 +91,30 @@ def test_an_answer_is_the_librarys(client: openai.OpenAI, torch_engine: TorchEng
             "image": None,
             "score": pytest.approx(item.score),
             "reason": item.reason,
+            "provenance": None,  # the tiny model writes nothing that may be shown
         }
         for item in expected.items
     ]
     assert len(expected.items) == 2
     assert Query(**found.genrec["query"]) == expected.query
     assert (found.genrec["relax"], found.genrec["fallback"]) == ([], False)
+
+
+def test_a_reason_of_the_model_says_where_it_comes_from(torch_engine: TorchEngine, store: UserStore) -> None:
+    export = torch_engine.export
+    writer = ToldWriter(torch_engine, lambda request: "colour blue" if request.item_id != "item-2" else "colour red")
+    with running(create_app(writer, export, store=store, understand=understand)) as http:
+        wish: Any = [{"role": "user", "content": "something blue, 20 items"}]
+        found = complete(client_of(http), wish, user="ann", seed=3).genrec["items"]
+    assert {item["id"] for item in found} > {"item-2", "item-7"}
+    for item in found:
+        origin = item["provenance"]
+        if item["id"] == "item-2":
+            assert origin is None
+        else:
+            assert (origin["generated"], origin["item_id"], origin["seed"]) == (True, item["id"], 3)
+            assert (origin["prompt"], origin["engine"]) == (prompt_version("explain"), "told")
+            assert "ann" not in str(origin)
 
 
 def test_usage_adds_up_and_is_the_exports_tokens(client: openai.OpenAI, torch_engine: TorchEngine) -> None:
@@ -121,7 +140,7 @@ def test_an_asynchronous_stream(http: httpx.Client) -> None:
     import asyncio
 
     async def texts() -> str:
-        plain = httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S)
+        plain = openai.DefaultAsyncHttpxClient(trust_env=False, timeout=PATIENCE_S)
         async with openai.AsyncOpenAI(base_url=f"{http.base_url}/v1", api_key="none", http_client=plain) as client:
             stream = await client.chat.completions.create(model="any", messages=ASK, stream=True)
             return "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
