@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genrec.serving.chat import Chat, ChatReply, Message, Understand
     from genrec.serving.engine import Engine, RankedItem
     from genrec.serving.export import Export
     from genrec.serving.provenance import Written
@@ -75,6 +78,28 @@ class Recommender:
     def headline(self, history: list[str], item_id: str, **wishes: Any) -> Written:
         """One line about an item for the user with this history; arguments as in `describe`."""
         return self._write("headline", history, item_id, wishes)
+
+    def chat(self, messages: Sequence[Message], history: Sequence[str] = (), *, understand: Understand) -> ChatReply:
+        """Items that fit what a conversation asks for, and a reply about exactly those.
+
+        Args:
+            messages: ``{"role": "system" | "user" | "assistant", "content": text}``, oldest first; the assistant's are
+                the texts of earlier replies, in which "the second one" is looked up.
+            history: item ids, oldest first; empty for a new user.
+            understand: finds the wishes.
+
+        Raises:
+            DataError: no message, an unknown role, nothing said by the user, or unknown item ids.
+        """
+        from genrec.serving.chat import answer
+
+        return answer(self._chat, self.engine, understand, messages, list(history))
+
+    @cached_property
+    def _chat(self) -> Chat:
+        from genrec.serving.chat import Chat
+
+        return Chat(self.export)
 
     def _write(self, task: str, history: list[str], item_id: str, wishes: dict[str, Any]) -> Written:
         from genrec.serving.engine import TextRequest

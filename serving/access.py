@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from genrec.serving import api_keys
 from genrec.serving.api_keys import Keys, Limits
 from genrec.serving.metrics import Metrics
+from genrec.serving.openai_format import CHAT_PATH
 from genrec.serving.problems import RefusalError
 from genrec.serving.rate_limit import RateLimiter
 
@@ -27,6 +28,7 @@ READS: dict[str, api_keys.Scope] = {  # GET alone; other methods of the same pat
 NEEDS: dict[str, api_keys.Scope] = {
     "/v1/recommend": "recommend",
     "/v1/describe": "recommend",
+    CHAT_PATH: "recommend",
     "/v1/events": "write",
     "/v1/items": "admin",
     "/metrics": "metrics",
@@ -110,7 +112,7 @@ class Gate:
         except RefusalError as err:
             counter = self._metrics.auth_failures if err.status in (401, 403) else self._metrics.refusals
             counter.labels(err.reason).inc()
-            await err.response(connection="close")(scope, receive, send)
+            await err.response(scope["path"], connection="close")(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,7 +22,9 @@ from genrec.errors import DataError
 from genrec.serving.engine import Engine, RecommendRequest, TextRequest
 
 log = logging.getLogger(__name__)
-Kind = Literal["recommend", "generate"]
+Kind = Literal["recommend", "generate", "understand"]
+Ask = Callable[[Engine], Any]  # of the kind "understand": what the engine is asked, in several calls perhaps
+Wish = RecommendRequest | TextRequest | Ask
 State = Literal["ok", "failed", "stalled"]
 
 
@@ -43,7 +45,7 @@ class Job:
     """A request on its way; times are seconds of `time.monotonic`."""
 
     kind: Kind
-    request: RecommendRequest | TextRequest
+    request: Wish
     deadline: float
     future: Future[Any] = field(default_factory=Future)
     queued_at: float = field(default_factory=time.monotonic)
@@ -73,7 +75,7 @@ class EngineWorker:
         stall_s: float,
         probe_s: float,
         on_batch: Callable[[Batch], None] = lambda _: None,
-        probes: dict[Kind, RecommendRequest | TextRequest] | None = None,
+        probes: Mapping[Kind, Wish] | None = None,
     ) -> None:
         """
         Args:
@@ -100,7 +102,7 @@ class EngineWorker:
 
     # -- callers' side -------------------------------------------------------------------------------------------
 
-    def submit(self, kind: Kind, request: RecommendRequest | TextRequest, deadline: float) -> Job:
+    def submit(self, kind: Kind, request: Wish, deadline: float) -> Job:
         """Queue a request.
 
         Args:
@@ -185,7 +187,8 @@ class EngineWorker:
                 if self._waiting:  # not all cancelled meanwhile
                     break
             kind = self._waiting[0].kind
-            batch = [job for job in self._waiting if job.kind == kind][: self.max_batch]
+            most = 1 if kind == "understand" else self.max_batch  # these share no call
+            batch = [job for job in self._waiting if job.kind == kind][:most]
             for job in batch:
                 self._waiting.remove(job)
             self._busy_since = time.monotonic()
@@ -234,6 +237,8 @@ class EngineWorker:
             Exception: whatever the engine raises; what would end the thread comes as a RuntimeError.
         """
         try:
+            if kind == "understand":
+                return [ask(self._engine) for ask in requests]
             return list(self._engine.recommend(requests) if kind == "recommend" else self._engine.generate(requests))
         except Exception:
             raise

@@ -41,7 +41,7 @@ class BodyLimit:
                 )
             )
             self._metrics.refusals.labels(refusal.reason).inc()
-            await refusal.response(connection="close")(scope, receive, send)
+            await refusal.response(scope["path"], connection="close")(scope, receive, send)
             return
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -14,9 +14,11 @@ from starlette.requests import Request
 
 from genrec import config
 from genrec.errors import DataError
+from genrec.query import Query
 from genrec.serving.access import Caller, Drain
-from genrec.serving.batching import EngineWorker, Kind, QueueFullError, StalledError
+from genrec.serving.batching import Ask, EngineWorker, Kind, QueueFullError, StalledError, Wish
 from genrec.serving.bodies import MAX_HISTORY
+from genrec.serving.chat import Message, Understand
 from genrec.serving.daemon_pool import DaemonPool, PoolFullError
 from genrec.serving.engine import Engine, RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
@@ -54,8 +56,22 @@ class Settings(config.Settings):
 class Desk:
     """One gateway's parts."""
 
-    def __init__(self, engine: Engine, export: Export, store: UserStore | None, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        export: Export,
+        store: UserStore | None,
+        settings: Settings,
+        understand: Understand | None = None,
+    ) -> None:
         """
+        Args:
+            engine: asked from the worker's thread only.
+            export: the engine's.
+            store: users' histories; None: requests bring them.
+            settings: limits and times.
+            understand: finds what a conversation asks for; None: nobody will ask for it.
+
         Raises:
             StoreError: the store does not say which items are disabled.
         """
@@ -64,6 +80,7 @@ class Desk:
         self.popularity = Popularity(export)
         self.switches = ItemSwitches(export.catalogue, store)
         self.user_hash = UserHash()
+        self._understand = understand
         self.pool = DaemonPool("genrec-store", settings.store_threads, settings.store_waiting)
         self.worker = EngineWorker(
             engine,
@@ -76,6 +93,7 @@ class Desk:
             probes={
                 "recommend": RecommendRequest([], k=1),
                 "generate": TextRequest(export.catalogue.item_ids[0], max_tokens=1),
+                "understand": self._reading([{"role": "user", "content": "hello"}], [[]]),
             },
         )
         self.metrics.watch(self.worker)
@@ -174,9 +192,29 @@ class Desk:
             RefusalError: too many requests wait, the deadline is over, or the engine failed.
             ClientLeftError: nobody waits for the text.
         """
+        result: TextResult = await self._text(http, "generate", wish, deadline)
+        return result
+
+    async def understand(
+        self, http: Request, messages: Sequence[Message], shown: Sequence[Sequence[str]], deadline: float
+    ) -> Query:
+        """What a conversation asks for; arguments as in `genrec.serving.chat.Understand`, errors as in `write`."""
+        query: Query = await self._text(http, "understand", self._reading(messages, shown), deadline)
+        return query
+
+    def _reading(self, messages: Sequence[Message], shown: Sequence[Sequence[str]]) -> Ask:
+        """Understanding as the worker's thread does it."""
+
+        def ask(engine: Engine) -> Query:
+            assert self._understand is not None
+            return self._understand(engine, self.export, messages, shown)
+
+        return ask
+
+    async def _text(self, http: Request, kind: Kind, wish: Wish, deadline: float) -> Any:
+        """What has no fallback; raises as `write` does."""
         try:
-            result: TextResult = await self._ask(http, "generate", wish, deadline)
-            return result
+            return await self._ask(http, kind, wish, deadline)
         except (DataError, RefusalError, ClientLeftError):
             raise
         except TimeoutError:
@@ -192,7 +230,7 @@ class Desk:
         """Add fields to the request's line in the log."""
         http.scope["state"].setdefault("log", {}).update(fields)
 
-    async def _ask(self, http: Request, kind: Kind, wish: RecommendRequest | TextRequest, deadline: float) -> Any:
+    async def _ask(self, http: Request, kind: Kind, wish: Wish, deadline: float) -> Any:
         """The engine's answer, or its exception; `TimeoutError` at the deadline, whatever the engine does."""
         try:
             job = self.worker.submit(kind, wish, deadline)

@@ -25,6 +25,8 @@ try:
     from genrec.serving.api_keys import Keys
     from genrec.serving.body_limit import BodyLimit
     from genrec.serving.catalogue_routes import add_catalogue
+    from genrec.serving.chat import Understand
+    from genrec.serving.chat_route import add_chat
     from genrec.serving.desk import RESERVE_S, Desk, Settings
     from genrec.serving.page_routes import add_page
     from genrec.serving.request_log import RequestLog
@@ -49,6 +51,7 @@ def create_app(
     keys: Keys | None = None,
     hosts: frozenset[str] | None = None,
     settings: Settings | None = None,
+    understand: Understand | None = None,
 ) -> FastAPI:
     """The HTTP application of one engine.
 
@@ -59,12 +62,13 @@ def create_app(
         keys: who may ask what; None: everyone may ask everything.
         hosts: names by which the server may be asked; None: any.
         settings: deadlines, queues, timeouts.
+        understand: finds what a conversation asks for; None: there is no chat.
 
     Raises:
         StoreError: the store does not say which items are disabled.
     """
     settings = settings or Settings()
-    desk = Desk(engine, export, store, settings)
+    desk = Desk(engine, export, store, settings, understand)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -88,6 +92,8 @@ def create_app(
     _add_state(app, desk, version)
     add_catalogue(app, desk)
     add_page(app)
+    if understand is not None:
+        add_chat(app, desk, version["engine"])
     return app
 
 

@@ -8,11 +8,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from genrec.serving.batching import Batch, EngineWorker
+from genrec.serving.batching import Batch, EngineWorker, Kind
 from genrec.serving.prefix_cache import PrefixCache
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+ROUTES: dict[Kind, str] = {
+    "recommend": "/v1/recommend",
+    "generate": "/v1/describe",
+    "understand": "/v1/chat/completions",
+}  # that an engine call stands under
 
 
 class _Prefixes(Collector):
@@ -66,7 +71,7 @@ class Metrics:
 
     def count_batch(self, batch: Batch) -> None:
         """Take in one engine call."""
-        route = "/v1/recommend" if batch.kind == "recommend" else "/v1/describe"
+        route = ROUTES[batch.kind]
         self.batch_size.labels(route).observe(batch.size)
         if batch.failed:
             self.engine_failures.labels(route).inc()

@@ -23,6 +23,7 @@ except ImportError as err:
 from genrec.serving.access import LOOPBACK_HOSTS, Drain
 from genrec.serving.api_keys import Keys
 from genrec.serving.bodies import MAX_TIMEOUT_MS
+from genrec.serving.chat import Understand
 from genrec.serving.connections import PatientProtocol
 from genrec.serving.desk import Settings
 from genrec.serving.engine import Engine, RecommendRequest
@@ -125,12 +126,12 @@ def run(
     store: UserStore | None = None,
     keys: Keys | None = None,
     settings: Settings | None = None,
+    understand: Understand | None = None,
 ) -> None:
     """Serve until a signal comes, then end in order; closes store and engine."""
     settings = settings or Settings()
-    app = create_app(
-        engine, export, store=store, keys=keys, hosts=None if keys else own_hosts(listener), settings=settings
-    )
+    hosts = None if keys else own_hosts(listener)
+    app = create_app(engine, export, store=store, keys=keys, hosts=hosts, settings=settings, understand=understand)
     desk = app.state.gateway
     config = uvicorn.Config(
         app,

@@ -8,6 +8,7 @@ from genrec.serving.server import listen, log_as_json, run
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
 from tests.engines import FaultyEngine
+from tests.understanding import understand
 
 if __name__ == "__main__":
     folder, store, delay_s = sys.argv[1:]
@@ -19,4 +20,5 @@ if __name__ == "__main__":
         engine.delay_s = 0.0
         engine.hang.clear()
     listener = listen("127.0.0.1", 0, with_keys=False)
-    run(engine, export, listener, store=UserStore(store), settings=Settings(drain_s=1.0, max_batch=4, stall_s=1.0))
+    settings = Settings(drain_s=1.0, max_batch=4, stall_s=1.0)
+    run(engine, export, listener, store=UserStore(store), settings=settings, understand=understand)

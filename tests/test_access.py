@@ -17,6 +17,7 @@ from genrec.serving.server import listen, open_store, own_hosts
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
 from tests.gateway_fixture import ROOT, connect, head, received, running
+from tests.understanding import understand
 
 ASK = {
     "/v1/recommend": {"history": ["item-1"], "k": 3},
@@ -80,7 +81,8 @@ def test_no_route_answers_without_a_key(client: httpx.Client, path: str) -> None
 def test_unknown_paths_and_new_routes_are_closed(client: httpx.Client, torch_engine: TorchEngine, tokens) -> None:
     assert client.get("/v1/nothing").status_code == 401
     assert ask(client, "/metrics", tokens["admin"]).status_code == 403
-    paths = {route.path for route in create_app(torch_engine, torch_engine.export).routes}  # type: ignore[attr-defined]
+    app = create_app(torch_engine, torch_engine.export, understand=understand)
+    paths = {route.path for route in app.routes}  # type: ignore[attr-defined]
     assert paths - {"/docs/oauth2-redirect"} == access.PUBLIC | access.NEEDS.keys() | access.READS.keys()
 
 

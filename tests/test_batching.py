@@ -78,6 +78,38 @@ def test_what_waits_behind_a_call_becomes_batches_of_one_kind_in_order(make, fau
     ]
 
 
+def test_conversations_are_read_one_at_a_time_with_lists_between(make, faulty_engine) -> None:
+    """Each with the engine itself, in its thread; one that fails spoils no other."""
+    batches: list[Batch] = []
+    worker = make(window_s=0, on_batch=batches.append)
+    faulty_engine.hang.clear()
+    jobs = [worker.submit("recommend", wish(0), soon())]
+    faulty_engine.inside.acquire()
+
+    def refuse(_) -> None:
+        raise DataError("no conversation")
+
+    jobs.append(worker.submit("understand", lambda engine: (engine, threading.current_thread().name), soon()))
+    jobs.append(worker.submit("recommend", wish(1), soon()))
+    bad = worker.submit("understand", refuse, soon())
+    jobs.append(worker.submit("understand", lambda engine: len(engine.recommend([wish(2)])), soon()))
+    faulty_engine.hang.set()
+    found = [job.future.result(PATIENCE_S) for job in jobs]
+    assert found[1] == (faulty_engine, "genrec-engine")
+    assert found[3] == 1
+    with pytest.raises(DataError, match="no conversation"):
+        bad.future.result(PATIENCE_S)
+    assert worker.state == "ok"
+    until(lambda: len(batches) == 5, "all calls to be counted")
+    assert [(batch.kind, batch.size) for batch in batches] == [
+        ("recommend", 1),
+        ("understand", 1),
+        ("recommend", 1),
+        ("understand", 1),
+        ("understand", 1),
+    ]
+
+
 def test_the_queue_is_bounded_and_a_cancelled_request_frees_its_place(make, faulty_engine) -> None:
     worker = make(window_s=0, max_waiting=2)
     faulty_engine.hang.clear()

@@ -3,6 +3,7 @@
 GENREC_FUZZ_CASES=5000 asks for more cases in all; the test run's number keeps it short.
 """
 
+import json
 import os
 from collections.abc import Iterator
 
@@ -22,15 +23,23 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from genrec.serving.api_keys import Keys, add_key
+from genrec.serving.chat import Chat
 from genrec.serving.export import Export
 from genrec.serving.gateway import create_app
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
 from tests.export_fixture import make_export
 from tests.gateway_fixture import http, running
+from tests.understanding import understand
 
 CASES = int(os.environ.get("GENREC_FUZZ_CASES", "300"))
-ROUTES = ("POST /v1/recommend", "POST /v1/describe", "POST /v1/events", "POST /v1/items")
+ROUTES = (
+    "POST /v1/recommend",
+    "POST /v1/describe",
+    "POST /v1/chat/completions",
+    "POST /v1/events",
+    "POST /v1/items",
+)
 READS = (
     "GET /healthz",
     "GET /readyz",
@@ -47,7 +56,8 @@ TIGHT_MS = 2_000  # a deadline that a busy machine may miss
 def no_server_error(context, response, case) -> None:
     """No 5xx but the one that a tight deadline asks for."""
     body = case.body if isinstance(case.body, dict) else {}
-    timeout_ms = body.get("timeout_ms")
+    extension = body.get("genrec") or {}
+    timeout_ms = body.get("timeout_ms", extension.get("timeout_ms") if isinstance(extension, dict) else None)
     if not (response.status_code == 504 and isinstance(timeout_ms, int) and timeout_ms < TIGHT_MS):
         schemathesis.checks.not_a_server_error(context, response, case)
 
@@ -88,7 +98,7 @@ def client(export: Export, tmp_path_factory) -> Iterator[httpx.Client]:
     folder, engine = tmp_path_factory.mktemp("fuzz"), TorchEngine(export, "cpu")
     store = UserStore(f"sqlite:///{folder}/users.sqlite3")
     token = add_key(folder / "keys.json", "shop", ["recommend", "read", "write", "admin", "metrics"], {})
-    app = create_app(engine, export, store=store, keys=Keys(folder / "keys.json"))
+    app = create_app(engine, export, store=store, keys=Keys(folder / "keys.json"), understand=understand)
     header = {"authorization": f"Bearer {token}"}
     with running(app) as plain, http(str(plain.base_url), headers=header) as authorised:
         yield authorised
@@ -163,3 +173,54 @@ def test_valid_wishes_reach_the_engine_and_every_answer_is_legal(client: httpx.C
 
     one()
     client.post("/v1/items", json={"enable": list(catalogue.item_ids)})
+
+
+SAID = st.text(max_size=80) | st.sampled_from(
+    ["a red lamp", "not blue, under 40", "like the first", "<|sid_0_1|> item-3"]
+)
+TURN = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": SAID})
+CHAT_FIELDS = {
+    "stream": st.booleans(),
+    "stop": st.none() | st.lists(st.text(min_size=1, max_size=5), max_size=2),
+    "max_tokens": st.none() | st.integers(1, 80),
+    "temperature": st.none() | st.floats(0, 2),
+    "genrec": st.fixed_dictionaries({"history": st.lists(ITEM, max_size=5)}),
+}
+
+
+def chunks_of(answer: httpx.Response) -> list[dict]:
+    """A stream's chunks, whole to its end."""
+    *events, end, nothing = answer.text.split("\n\n")
+    assert (end, nothing) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def test_any_conversation_is_answered_about_items_that_may_be_shown(client: httpx.Client, export: Export) -> None:
+    """Whatever is said, in whatever role: a whole answer within its limits, about available items new to the user."""
+    chat = Chat(export)
+
+    @given(turns=st.lists(TURN, max_size=4), wish=st.fixed_dictionaries(CHAT_FIELDS))
+    @settings(QUIET, max_examples=max(1, CASES // 6))
+    def one(turns, wish) -> None:
+        body = {"model": "any", "messages": [*turns, {"role": "user", "content": "hello, 2 items"}], **wish}
+        answer = client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        if wish["stream"]:
+            chunks = chunks_of(answer)
+            text = "".join(c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"])
+            found = chunks[-1]["genrec"]["items"]
+        else:
+            usage = answer.json()["usage"]
+            text, found = answer.json()["choices"][0]["message"]["content"], answer.json()["genrec"]["items"]
+            assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+            assert usage["completion_tokens"] == chat.text().count(text)
+        rows = [export.catalogue.index[item["id"]] for item in found]
+        assert len(rows) <= 2
+        assert all(export.catalogue.available[row] for row in rows)
+        assert not {item["id"] for item in found} & set(wish["genrec"]["history"])
+        assert set(chat.names.listed(text)) <= set(rows)
+        assert chat.text().count(text) <= (wish["max_tokens"] or 10_000)
+        assert not [stop for stop in wish["stop"] or [] if stop in text]
+
+    one()
+    assert client.post("/v1/recommend", json={"history": ["item-1"]}).status_code == 200

@@ -134,6 +134,20 @@ def test_sigterm_under_load_finishes_what_was_accepted_and_exits_0(start, tmp_pa
     assert logged[-1]["message"] == "stopped"
 
 
+def test_sigterm_lets_a_stream_end(start, tmp_path: Path) -> None:
+    process, url = start(f"sqlite:///{tmp_path}/users.sqlite3", delay_s=0.5)
+    talk = {"model": "any", "messages": [{"role": "user", "content": "blue, 2 items"}], "stream": True}
+    with http(url) as client, client.stream("POST", "/v1/chat/completions", json=talk) as answer:
+        lines = answer.iter_lines()
+        first = next(lines)
+        process.process.send_signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+    assert '"role": "assistant"' in first
+    assert '"finish_reason": "stop"' in rest[-2]
+    assert rest[-1] == "data: [DONE]"
+    assert process.process.wait(PATIENCE_S) == 0
+
+
 def test_sigterm_beside_a_hung_engine_still_ends_with_0(start, tmp_path: Path) -> None:
     process, url = start(f"sqlite:///{tmp_path}/users.sqlite3", delay_s=-1)
     with http(url) as client:
