@@ -88,7 +88,7 @@ def _beyond(catalogue: Catalogue, items: Sequence[str], side: str) -> dict[str, 
 
 
 def _joined(old: Sequence[T], new: Sequence[T]) -> list[T]:
-    return [*old, *(one for one in new if one not in old)]
+    return list(old) + [one for one in new if one not in old]
 
 
 def _without(old: Sequence[T], ended: Sequence[T]) -> list[T]:

@@ -54,13 +54,13 @@ class JsonGrammar:
             logits: float32 [B, V] of the base's own tokens, changed in place.
             matchers: one per row; None, or one that has ended: the row stays as it is.
         """
-        rows = [row for row, of in enumerate(matchers) if of is not None and not of.is_terminated()]
-        if not rows:
+        open_rows = {row: of for row, of in enumerate(matchers) if of is not None and not of.is_terminated()}
+        if not open_rows:
             return
         bits = xgrammar.allocate_token_bitmask(len(matchers), logits.shape[1])
-        for row in rows:
-            matchers[row].fill_next_token_bitmask(bits, row)
-        xgrammar.apply_token_bitmask_inplace(logits, bits.to(logits.device), indices=rows)
+        for row, matcher in open_rows.items():
+            matcher.fill_next_token_bitmask(bits, row)
+        xgrammar.apply_token_bitmask_inplace(logits, bits.to(logits.device), indices=list(open_rows))
 
     def _compile(self, schema: str) -> xgrammar.CompiledGrammar:
         try:

@@ -55,7 +55,8 @@ def test_a_model_that_learned_nothing_writes_json_under_the_schema(torch_engine:
 def test_json_and_text_share_a_batch_and_change_nothing(torch_engine: TorchEngine) -> None:
     asked, _ = requests(torch_engine)
     text = TextRequest("item-3", ["item-5"], 12)
-    alone = [torch_engine.generate([one])[0] for one in (*asked, text)]
+    every: list[JsonRequest | TextRequest] = [*asked, text]
+    alone = [torch_engine.generate([one])[0] for one in every]
     assert torch_engine.generate([asked[0], text, *asked[1:]]) == [alone[0], alone[4], *alone[1:4]]
 
 
@@ -67,7 +68,7 @@ def test_each_step_is_the_likeliest_that_the_schema_allows(torch_engine: TorchEn
     export = torch_engine.export
     prompt = export.splice(export.prompter.chat_query("no [A]"), torch_engine.model.embedding)
     pieces = [export.tokenizer.decode([i]) for i in range(export.layout.base_vocab)]
-    text, ids = "", []
+    text, ids = "", list[int]()
     while text not in answers:
         tokens = torch.tensor(ids, dtype=torch.long)
         inputs = torch.cat([prompt, torch_engine.model.embedding[tokens]])[None]
