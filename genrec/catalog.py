@@ -84,6 +84,16 @@ class Catalogue:
                 rows.setdefault(name, []).append(row)
         return {name: np.array(of) for name, of in rows.items()}
 
+    @cached_property
+    def rows_of_fact(self) -> dict[tuple[str, str], list[int]]:
+        """(attribute, value) -> rows of the items that have it; a category is a value of the attribute "category"."""
+        rows: dict[tuple[str, str], list[int]] = {}
+        for row, (attributes, categories) in enumerate(zip(self.attributes, self.categories, strict=True)):
+            facts = [fact for fact in attributes.items() if fact[1]]
+            for fact in dict.fromkeys([*facts, *(("category", name) for name in categories)]):
+                rows.setdefault(fact, []).append(row)
+        return rows
+
     def texts(self) -> list[str]:
         """One text per item: title, categories, attributes, price and description, where known."""
         return ["\n".join(filter(None, self._parts(row))) for row in range(len(self))]

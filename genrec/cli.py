@@ -228,25 +228,31 @@ def describe(
 @app.command()
 def evaluate(
     run_folder: Annotated[Path, typer.Argument(help="a run's folder")],
-    task: Annotated[str, typer.Option(help="describe, explain or headline")] = "describe",
-    texts: Annotated[int, typer.Option(help="texts to write and measure")] = 300,
+    task: Annotated[str, typer.Option(help="describe, explain, headline or chat")] = "describe",
+    texts: Annotated[int | None, typer.Option(help="texts to write (300), or conversations to read (500)")] = None,
     force: Force = False,
 ) -> None:
-    """How good a run's texts are: true, personal, useful, diverse, fluent; with controls and examples."""
+    """How good a run's texts are: true, personal, useful, diverse, fluent; or how well it understands conversations."""
     import dataclasses
 
+    from genrec.chat_quality import CONVERSATIONS, measure_chat
     from genrec.pipeline import Run
-    from genrec.text_quality import measure
+    from genrec.text_quality import TEXTS, measure
 
-    result = measure(dataclasses.replace(Run.open(run_folder), force=force), task, texts)
+    run = dataclasses.replace(Run.open(run_folder), force=force)
+    if task == "chat":
+        result = measure_chat(run, texts or CONVERSATIONS)
+        console.print(f"{result['texts']} conversations of each kind, about values that were never trained")
+    else:
+        result = measure(run, task, texts or TEXTS)
+        console.print(f"{result['texts']} texts for users whose texts were never trained")
     table = Table("measure", "mean", "95 % interval")
     for name, value in result["metrics"].items():
         ends = "" if value["ci95"] is None else "{:.3f} .. {:.3f}".format(*value["ci95"])
         table.add_row(escape(name), f"{value['mean']:.3f}", ends)
-    console.print(f"{result['texts']} texts for users whose texts were never trained")
     console.print(table)
     for example in result["examples"]:
-        console.print(escape(f"{example['item']} for {example['user']}, {example['style']}: {example['text']}"))
+        console.print(escape("; ".join(f"{name}: {value}" for name, value in example.items())))
 
 
 @app.command()

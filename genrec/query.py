@@ -36,14 +36,14 @@ class Query(Settings, frozen=True):
         Ids that the catalogue does not hold are ignored.
         """
         keep = catalogue.available.astype(bool, copy=True)
-        values: dict[str, set[str]] = {}
+        values: dict[str, np.ndarray] = {}
         for fact in self.wanted:
-            values.setdefault(fact.name, set()).add(fact.value)
-        for row in np.flatnonzero(keep):
-            keep[row] = all(facts_of(catalogue, row).get(name, set()) & any_of for name, any_of in values.items())
-        for row in np.flatnonzero(keep):
-            own = facts_of(catalogue, row)
-            keep[row] = not any(fact.value in own.get(fact.name, ()) for fact in self.unwanted)
+            any_of = values.setdefault(fact.name, np.zeros(len(catalogue), bool))
+            any_of[catalogue.rows_of_fact.get((fact.name, fact.value), [])] = True
+        for any_of in values.values():
+            keep &= any_of
+        for fact in self.unwanted:
+            keep[catalogue.rows_of_fact.get((fact.name, fact.value), [])] = False
         if self.price_min is not None:
             keep &= catalogue.prices >= self.price_min  # NaN compares false
         if self.price_max is not None:
@@ -51,11 +51,3 @@ class Query(Settings, frozen=True):
         known = [catalogue.index[item] for item in (*self.liked, *self.disliked) if item in catalogue.index]
         keep[known] = False
         return keep
-
-
-def facts_of(catalogue: Catalogue, row: int) -> dict[str, set[str]]:
-    """An item's attributes and categories: name -> values."""
-    found = {name: {value} for name, value in catalogue.attributes[row].items() if value}
-    if catalogue.categories[row]:
-        found["category"] = found.get("category", set()) | set(catalogue.categories[row])
-    return found

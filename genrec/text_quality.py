@@ -220,7 +220,7 @@ def _measure(run: Run, task: str, n: int, out: Path) -> dict[str, Any]:
         values["faithful, new items"] = np.where(late, values["faithful"], np.nan)
     references = [writer.write(task, s.style, s.user, s.history, s.row) for s in chosen]
     values["equal to the reference"] = np.array([float(a == b) for a, b in zip(texts, references, strict=True)])
-    metrics = {name: _interval(of, seed) for name, of in values.items() if not np.isnan(of).all()}
+    metrics = {name: interval(of, seed) for name, of in values.items() if not np.isnan(of).all()}
     if total := values["mentions"].sum():  # texts that mention nothing are not faithful, they are empty
         metrics["faithful mentions"] = {"mean": float(1 - values["untrue"].sum() / total), "ci95": None}
     for size in (1, 2):
@@ -234,6 +234,7 @@ def _measure(run: Run, task: str, n: int, out: Path) -> dict[str, Any]:
     return {"texts": len(texts)}
 
 
-def _interval(values: np.ndarray, seed: int) -> dict[str, Any]:
+def interval(values: np.ndarray, seed: int) -> dict[str, Any]:
+    """Mean and 95 % interval of what is known, {"mean", "ci95"}; NaN is not."""
     known = values[~np.isnan(values)]
     return {"mean": float(known.mean()), "ci95": [float(end) for end in ci95(known, 1000, seed)]}

@@ -24,7 +24,7 @@ from genrec.catalog import Catalogue
 from genrec.errors import ConfigError
 from genrec.writer import DEFAULT_STYLE, card, evidence_of, title_of
 
-TASKS = ("next_item", "item_text", "id_text", "text_id", "describe", "explain", "headline")
+TASKS = ("next_item", "item_text", "id_text", "text_id", "describe", "explain", "headline", "chat_query")
 
 
 @dataclass(frozen=True)
@@ -326,6 +326,15 @@ class Prompter:
                 explanation names (None: the best of `history`); `template`, another text for the task.
         """
         return self._text_only(self.parts(task, history, row, **values))
+
+    def chat_query(self, message: str, text: str | None = None) -> Prompt:
+        """A user's message -> what it wishes, as JSON (see `genrec.query_schema`).
+
+        Args:
+            message: with labels in place of its mentions.
+            text: the JSON, given: a training sample.
+        """
+        return self.encode(render("chat_query", message=message, answer=Answer(text)))
 
     def _text_only(self, parts: list[Part]) -> Prompt:
         """One sequence whose ids are given, not asked for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from genrec.writer import DEFAULT_STYLE
 
@@ -47,6 +47,17 @@ class TextRequest:
 
 
 @dataclass(frozen=True)
+class JsonRequest:
+    """A wish for the JSON of one message of a conversation, the likeliest one that its schema allows."""
+
+    message: str  # with labels in place of its mentions, see `genrec.query_schema`
+    schema: str  # JSON schema, as text
+    max_tokens: int  # enough for the longest JSON that the schema allows
+    temperature: ClassVar[float] = 0.0
+    seed: ClassVar[int] = 0
+
+
+@dataclass(frozen=True)
 class TextResult:
     """Text and why it ended ("stop" or "length")."""
 
@@ -64,8 +75,8 @@ class Engine(Protocol):
         """Best items first, at most `k`, fewer only where fewer are allowed."""
         ...
 
-    def generate(self, requests: Sequence[TextRequest]) -> list[TextResult]:
-        """Text for each request, in order."""
+    def generate(self, requests: Sequence[TextRequest | JsonRequest]) -> list[TextResult]:
+        """Text for each request, in order; JSON without spaces where that was asked for."""
         ...
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ from genrec.adapters.item_scores import ItemScores
 from genrec.artefacts import file_hash, read_manifest
 from genrec.catalog import Catalogue
 from genrec.errors import ArtefactError
+from genrec.mentions import MentionFinder
 from genrec.prompts import Layout, Prompt, Prompter
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,10 @@ class Export:
     @cached_property
     def prompter(self) -> Prompter:
         return Prompter(self.tokenizer, self.layout, self.codes, catalogue=self.catalogue)
+
+    @cached_property
+    def mention_finder(self) -> MentionFinder:
+        return MentionFinder(self.catalogue)
 
     def splice(self, prompt: Prompt, embedding: Tensor) -> Tensor:
         """Vectors [T, D] of a prompt: the model's own rows, with soft tokens in their slots.

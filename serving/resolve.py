@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from genrec.catalog import Catalogue
 from genrec.errors import DataError
 from genrec.prompts import Prompt
-from genrec.serving.engine import RecommendRequest, TextRequest
+from genrec.serving.engine import JsonRequest, RecommendRequest, TextRequest
 from genrec.serving.export import Export
 from genrec.writer import STYLES, TASKS, evidence_of
 
@@ -81,8 +81,10 @@ def recommend_prompt(export: Export, history: list[int], positions: int) -> Prom
     return _fitting(export, history, export.prompter.next_item, export.layout.levels, positions)
 
 
-def text_prompt(export: Export, request: TextRequest, positions: int) -> Prompt:
+def text_prompt(export: Export, request: TextRequest | JsonRequest, positions: int) -> Prompt:
     """The prompt for text about an item, for the user with this history; the oldest events give way.
+
+    Or for the JSON of a message.
 
     Raises:
         DataError: an unknown item, task or style, `max_tokens` below 1 or beyond the model, a negative temperature.
@@ -92,6 +94,9 @@ def text_prompt(export: Export, request: TextRequest, positions: int) -> Prompt:
             f"max_tokens is 1 or more and temperature 0 or more; found max_tokens={request.max_tokens}, "
             f"temperature={request.temperature}"
         )
+    if isinstance(request, JsonRequest):
+        prompt = export.prompter.chat_query(request.message)
+        return _fitting(export, [], lambda _: prompt, request.max_tokens, positions)
     if request.task not in TASKS or request.style not in STYLES:
         raise DataError(
             f"no text of task {request.task!r} and style {request.style!r}; tasks: {', '.join(TASKS)}; "

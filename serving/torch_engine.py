@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -15,9 +16,10 @@ from transformers import DynamicCache
 from genrec.decode import Prefilled, beam_search, prefill
 from genrec.filters import item_bitmap
 from genrec.prompts import Prompt
-from genrec.serving.engine import RankedItem, RecommendRequest, TextRequest, TextResult
+from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
 from genrec.serving.exported_model import ExportedModel
+from genrec.serving.json_grammar import JsonGrammar
 from genrec.serving.prefix_cache import Prefix, PrefixCache, stack
 from genrec.serving.resolve import beam_width, item_rows, max_positions, recommend_prompt, text_prompt
 from genrec.trie import Trie
@@ -108,18 +110,24 @@ class TorchEngine:
                     ]
         return results
 
-    def generate(self, requests: Sequence[TextRequest]) -> list[TextResult]:
+    @cached_property
+    def json_grammar(self) -> JsonGrammar:
+        """What keeps JSON to its schema; made when first asked for."""
+        return JsonGrammar(self.export.tokenizer, self.export.layout)
+
+    def generate(self, requests: Sequence[TextRequest | JsonRequest]) -> list[TextResult]:
         """Text for each request: greedy at temperature 0, else sampled from the whole softmax with its own seed.
 
         Raises:
-            DataError: unknown item ids, or numbers out of range.
+            DataError: unknown item ids, numbers out of range, or no JSON schema.
         """
         prompts = [text_prompt(self.export, request, self.max_positions) for request in requests]
         longest = max((request.max_tokens for request in requests), default=0)
         results: list[TextResult | None] = [None] * len(requests)
         lengths = [len(p.input_ids) for p in prompts]
         # the same history side by side: its prompts share their beginning
-        order = sorted(range(len(prompts)), key=lambda i: (len(requests[i].history), requests[i].history, lengths[i]))
+        histories = [[] if isinstance(request, JsonRequest) else request.history for request in requests]
+        order = sorted(range(len(prompts)), key=lambda i: (len(histories[i]), histories[i], lengths[i]))
         for batch in _batches(lengths, [1] * len(prompts), longest, order):
             texts = self._generate([prompts[i] for i in batch], [requests[i] for i in batch])
             for i, result in zip(batch, texts, strict=True):
@@ -132,7 +140,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Free the weights; the engine cannot answer any more. Calling it again does nothing."""
-        for name in ("model", "trie", "item_scores", "_splicer", "prefixes"):
+        for name in ("model", "trie", "item_scores", "_splicer", "prefixes", "json_grammar"):
             self.__dict__.pop(name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -159,7 +167,7 @@ class TorchEngine:
         return embeds, torch.tensor(lengths, device=self.device)
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[Prompt], requests: list[TextRequest]) -> list[TextResult]:
+    def _generate(self, prompts: list[Prompt], requests: Sequence[TextRequest | JsonRequest]) -> list[TextResult]:
         """One batch, token by token; a row that ended is carried along until all have."""
         n_rows = len(prompts)
         rows = torch.arange(n_rows, device=self.device)
@@ -181,6 +189,7 @@ class TorchEngine:
         positions = starts[:, None] + own  # [B, T]
         mask = torch.cat([mask, (own < lengths[:, None]).long()], dim=1)
         last = lengths - 1
+        matchers = [self.json_grammar.matcher(r.schema) if isinstance(r, JsonRequest) else None for r in requests]
         dice = [torch.Generator().manual_seed(request.seed) for request in requests]
         written: list[list[int]] = [[] for _ in requests]
         ended: list[str | None] = [None] * n_rows
@@ -193,6 +202,8 @@ class TorchEngine:
                 use_cache=True,
             ).last_hidden_state
             logits = self.model.text_logits(hidden[rows, last]).float()  # [B, V]
+            if any(matchers):
+                self.json_grammar.mask(logits, matchers)
             tokens = logits.argmax(-1).tolist()
             for row, request in enumerate(requests):
                 if ended[row]:
@@ -200,6 +211,8 @@ class TorchEngine:
                 if request.temperature > 0:  # on the CPU, so that a seed means the same on every device
                     chances = (logits[row].cpu() / request.temperature).softmax(-1)
                     tokens[row] = int(torch.multinomial(chances, 1, generator=dice[row]))
+                if (matcher := matchers[row]) is not None:
+                    matcher.accept_token(tokens[row])
                 if tokens[row] == self.export.layout.eos:
                     ended[row] = "stop"
                     continue

@@ -21,7 +21,7 @@ from torch import Tensor
 from genrec.errors import ArtefactError, ConfigError
 from genrec.filters import item_bitmap
 from genrec.prompts import Prompt
-from genrec.serving.engine import RankedItem, RecommendRequest, TextRequest, TextResult
+from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
 from genrec.serving.resolve import MAX_POSITIONS, beam_width, item_rows, max_positions, recommend_prompt, text_prompt
 from genrec.trie import Filter, Prior, Trie
@@ -125,6 +125,7 @@ class VllmEngine:
                 "serve the unquantised export, or take the torch engine"
             )
         _prepare_environment()
+        from vllm.config import StructuredOutputsConfig
         from vllm.platforms import current_platform
 
         from genrec.serving.trie_processor import settings
@@ -138,7 +139,8 @@ class VllmEngine:
         self._trie = Trie.build(torch.from_numpy(export.codes), layout.n_codes)
         self._arguments: dict[str, Any] = {
             "model": str(export.model_dir),
-            "skip_tokenizer_init": True,
+            # JSON needs the tokenizer; there is one way to write it, as in `genrec.serving.json_grammar`
+            "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
             "dtype": dtype,
             "seed": seed,
             "max_model_len": self._max_positions,
@@ -273,7 +275,7 @@ class VllmEngine:
 
     # -- texts -----------------------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[TextRequest]) -> list[TextResult]:
+    def generate(self, requests: Sequence[TextRequest | JsonRequest]) -> list[TextResult]:
         """Text for each request, in order; `token_ids` without the end token.
 
         Raises:
@@ -288,9 +290,10 @@ class VllmEngine:
         return self._text_engine().counts()
 
     def _write(
-        self, engine: AsyncEngine, requests: Sequence[TextRequest], prompts: Sequence[Prompt]
+        self, engine: AsyncEngine, requests: Sequence[TextRequest | JsonRequest], prompts: Sequence[Prompt]
     ) -> list[TextResult]:
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         layout, tokenizer = self._export.layout, self._export.tokenizer
         text_tokens = None if engine.has_processor else list(range(layout.sid_start))
@@ -303,6 +306,9 @@ class VllmEngine:
                     seed=request.seed,
                     stop_token_ids=[layout.eos],
                     allowed_token_ids=text_tokens,
+                    structured_outputs=(
+                        StructuredOutputsParams(json=request.schema) if isinstance(request, JsonRequest) else None
+                    ),
                     detokenize=False,
                     skip_clone=True,
                 ),

@@ -43,6 +43,13 @@ def test_golden_renders():
     chosen = [". Chosen:", " ", "Red lamp", ".", " Explain, "]
     assert render("explain", **asked, evidence=[c]) == [*begin, *chosen, "long plain", ":", Answer(None)]
     assert render("id_text", item=c, answer=Answer("x")) == [SoftPrompt(), "Id:", Sid(8), " Text:", Answer("x")]
+    assert render("chat_query", message="no [A]", answer=Answer("x")) == [
+        SoftPrompt(),
+        "User: ",
+        "no [A]",
+        " Wish:",
+        Answer("x"),
+    ]
     assert render("text_id", item=c) == [SoftPrompt(), "Text: ", "Red lamp; use office", " Id:", Sid(8)]
 
 

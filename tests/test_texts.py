@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from genrec.chat_quality import measure_chat
 from genrec.config import resolve_recipe
 from genrec.errors import ConfigError
 from genrec.pipeline import Run
 from genrec.text_quality import distinct, measure, subjects, swap_pairs, swap_values
-from genrec.training.texts import held_out_users, text_samples
+from genrec.training.texts import chat_samples, held_out_users, text_samples
 from tests.conftest import tiny_recipe
 
-MIXTURE = {"describe": 1.0, "explain": 0.5, "headline": 0.5, "id_text": 0.2, "text_id": 0.2}
+MIXTURE = {"describe": 1.0, "explain": 0.5, "headline": 0.5, "id_text": 0.2, "text_id": 0.2, "chat": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +33,13 @@ def test_samples_follow_the_mixture_and_leave_users_out(writing: Run) -> None:
     space = writing.space
     prompts = text_samples(space)
     n = len(space.split.train)
-    expected = 0.9 * n * (1.0 + 0.5 + 0.5) + n * 0.4
+    expected = 0.9 * n * (1.0 + 0.5 + 0.5) + n * (0.4 + 0.5)
     assert abs(len(prompts) - expected) < 4 * expected**0.5
     apart = held_out_users(len(space.user_ids), space.recipe.seed)
     assert apart.sum() == 30
     texts = [space.tokenizer.decode(p.input_ids[p.targets][:-1]) for p in prompts]
     assert any(text.startswith("You chose ") for text in texts)
+    assert sum(text.startswith('{"') and text.endswith('"}') for text in texts) == len(chat_samples(space))
     assert all(p.targets.any() for p in prompts)
     # no sample is about an item that the log never names
     cold = set(np.flatnonzero(space.split.cold).tolist())
@@ -64,6 +66,21 @@ def test_measures_have_controls_and_examples(writing: Run) -> None:
     assert kept == result
     with np.load(writing.folder / "texts" / "describe" / "values.npz") as values:
         assert len(values["personal"]) == 25
+
+
+def test_understanding_is_measured_beside_its_controls(writing: Run, prepared: Run) -> None:
+    result = measure_chat(writing, 40)
+    metrics = {name: value["mean"] for name, value in result["metrics"].items()}
+    for name in ("held-out values", "held-out values and phrasings"):
+        # nothing was learned in this time, and what the mentions alone allow is next to everything
+        assert metrics[name] < 0.5
+        assert metrics[f"{name}, roles dealt at random"] < 0.5
+        assert metrics[f"{name}, majority rule"] < 0.6
+        assert metrics[f"{name}, right roles"] > 0.95
+    assert {"messages", "query", "expected"} == set(result["examples"][0])
+    assert json.loads((writing.folder / "texts" / "chat" / "texts.json").read_text()) == result
+    with pytest.raises(ConfigError, match=r"set finetune\.mixture\.chat above 0"):
+        measure_chat(prepared)
 
 
 def test_subjects_were_never_written_about(writing: Run) -> None:

@@ -1,10 +1,14 @@
-"""Training samples of text: the mixture's share of descriptions, explanations, headlines, and id <-> text."""
+"""Training samples of text: the mixture's share of descriptions, explanations, headlines, id <-> text, and chat."""
 
 from __future__ import annotations
+
+from itertools import islice
 
 import numpy as np
 
 from genrec.prompts import Prompt
+from genrec.query_schema import labelled, write_change
+from genrec.training.conversations import Scriptwriter
 from genrec.workspace import Workspace
 from genrec.writer import TASKS
 
@@ -47,4 +51,16 @@ def text_samples(space: Workspace) -> list[Prompt]:
         prompts.append(prompter.id_text(int(row), texts[row]))
     for row in rng.choice(known, rng.poisson(mixture.text_id * len(split.train))):
         prompts.append(prompter.text_id(int(row)))
+    prompts += [prompter.chat_query(message, text) for message, text in chat_samples(space)]
     return prompts
+
+
+def chat_samples(space: Workspace) -> list[tuple[str, str]]:
+    """Messages of scripted conversations, with labels for mentions, and the JSON of each; held-out values in none."""
+    rng = np.random.default_rng([space.recipe.seed, 8])
+    n = int(rng.poisson(space.recipe.finetune.mixture.chat * len(space.split.train)))
+    if not n:
+        return []
+    writer = Scriptwriter(space.catalogue, rng, seed=space.recipe.seed, held_out="nothing")
+    changes = ((turn.text, turn.target(writer.finder)) for turn in islice(writer.turns(), n))
+    return [(labelled(text, [m for m, _ in change.roles]), write_change(change)) for text, change in changes]
