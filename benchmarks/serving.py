@@ -180,8 +180,8 @@ def one_more_event(folder: Path, repeats: int) -> list[Check]:
         prompt = cached.export.prompter.next_item([cached.export.catalogue.index[item] for item in asked.history])
         known = cached.prefixes.find(prompt)
         assert known is not None
-        extended = seconds_of(lambda p=prompt, k=known: cached._read([p], [k]))  # type: ignore[misc]
-        recomputed = seconds_of(lambda p=prompt: whole._read([p], [None]))  # type: ignore[misc]
+        extended = seconds_of(lambda p=prompt, k=known: cached._prefill([p], [k]))  # type: ignore[misc]
+        recomputed = seconds_of(lambda p=prompt: whole._prefill([p], [None]))  # type: ignore[misc]
         ours, theirs = cached.recommend([asked])[0], whole.recommend([asked])[0]
         index = cached.export.catalogue.index
         differences.append(worst_difference([ours], [[(index[item.item_id], item.score) for item in theirs]]))

@@ -103,6 +103,7 @@ def random_export(runs: Path, n_items: int, seed: int = 0) -> Path:
             item_scores=None,
             adapter_state={"weight": torch.zeros(1)},
             adapter_settings={"kind": "linear"},
+            tasks=[],
             card="# A random export of benchmarks/serving.py\n",
         )
 

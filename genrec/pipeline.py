@@ -408,6 +408,7 @@ class Run:
                     **recipe.adapter.model_dump(),
                     "dims": {m: f.values.shape[2] for m, f in space.features.items()},
                 },
+                tasks=[name for name, weight in recipe.finetune.mixture if weight],
                 card=model_card(
                     name=recipe.name,
                     base=recipe.backbone.base,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from genrec.errors import DataError
 from genrec.mentions import Mention, MentionFinder
@@ -37,7 +38,7 @@ class Piece:
 
 
 def pieces_of(
-    finder: MentionFinder, messages: Sequence[Mapping[str, str]], shown: Sequence[Sequence[str]]
+    finder: MentionFinder, messages: Sequence[Mapping[str, Any]], shown: Sequence[Sequence[str]]
 ) -> list[Piece]:
     """The pieces of a conversation's user messages, oldest first.
 

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genrec.errors import ConfigError
+
 if TYPE_CHECKING:
     from genrec.serving.chat import Chat, ChatReply, Message, Understand
     from genrec.serving.engine import Engine, RankedItem
@@ -79,20 +81,32 @@ class Recommender:
         """One line about an item for the user with this history; arguments as in `describe`."""
         return self._write("headline", history, item_id, wishes)
 
-    def chat(self, messages: Sequence[Message], history: Sequence[str] = (), *, understand: Understand) -> ChatReply:
+    def chat(
+        self, messages: Sequence[Message], history: Sequence[str] = (), *, understand: Understand | None = None
+    ) -> ChatReply:
         """Items that fit what a conversation asks for, and a reply about exactly those.
 
         Args:
             messages: ``{"role": "system" | "user" | "assistant", "content": text}``, oldest first; the assistant's are
                 the texts of earlier replies, in which "the second one" is looked up.
             history: item ids, oldest first; empty for a new user.
-            understand: finds the wishes.
+            understand: finds the wishes; None: the export's own language model does.
 
         Raises:
+            ConfigError: the language model was not trained for it.
             DataError: no message, an unknown role, nothing said by the user, or unknown item ids.
         """
         from genrec.serving.chat import answer
 
+        if understand is None:
+            if "chat" not in self.export.tasks:
+                raise ConfigError(
+                    f"{self.export.folder}: this export was trained for {self.export.tasks or 'items alone'}, not for "
+                    "conversations; train with finetune.mixture.chat above 0, or give `understand`"
+                )
+            from genrec.serving import understand as own
+
+            understand = own.understand
         return answer(self._chat, self.engine, understand, messages, list(history))
 
     @cached_property

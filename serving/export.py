@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,11 @@ class Export:
     items: Tensor  # [N, K, D] soft tokens
     prompt: Tensor  # [P, D] soft prompt
     item_scores: ItemScores | None = None  # what a history says of every item, before the model speaks
+
+    @property
+    def tasks(self) -> list[str]:
+        """The texts that were trained, by their names in `genrec.config.Mixture`; any other is written blindly."""
+        return list(self.manifest["result"]["tasks"])
 
     @property
     def model_dir(self) -> Path:
@@ -147,6 +153,7 @@ def write_export(
     item_scores: ItemScores | None,
     adapter_state: dict[str, Tensor],
     adapter_settings: dict[str, Any],
+    tasks: Sequence[str],
     card: str,
 ) -> dict[str, Any]:
     """Write everything but manifest.json into an empty folder; returns what the manifest's "result" must hold.
@@ -163,6 +170,7 @@ def write_export(
         item_scores: what a history says of every item, if anything.
         adapter_state: the adapter's weights.
         adapter_settings: what is needed to build the adapter again (JSON-able).
+        tasks: the texts that were trained, by their names in `genrec.config.Mixture`.
         card: the model card in Markdown.
     """
     model.save_pretrained(folder / "model")
@@ -187,5 +195,6 @@ def write_export(
         "catalogue_sha256": file_hash(folder / "items" / "catalog.parquet"),
         "adapter": adapter_settings,
         "item_scores": item_scores is not None,
+        "tasks": list(tasks),
         "soft_dtype": str(soft_items.dtype).removeprefix("torch."),
     }

@@ -31,6 +31,7 @@ from genrec.serving.export import Export
 from genrec.serving.gateway import create_app
 from genrec.serving.request_log import JsonFormatter
 from genrec.serving.select_engine import make_engine
+from genrec.serving.understand import understand
 from genrec.serving.user_store import UserStore
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def run(
     settings: Settings | None = None,
     understand: Understand | None = None,
 ) -> None:
-    """Serve until a signal comes, then end in order; closes store and engine."""
+    """Serve until a signal comes, then end in order; closes store and engine. Arguments as for `create_app`."""
     settings = settings or Settings()
     hosts = None if keys else own_hosts(listener)
     app = create_app(engine, export, store=store, keys=keys, hosts=hosts, settings=settings, understand=understand)
@@ -181,7 +182,10 @@ def serve(
     histories = open_store(store, export_dir, typed=typed_store)
     running = make_engine(export, engine)
     running.recommend([RecommendRequest([], k=1)])  # compiles and allocates what the first user would wait for
-    run(running, export, listener, store=histories, keys=found)
+    chats = "chat" in export.tasks
+    if not chats:
+        log.info("no chat: this export was not trained for it (finetune.mixture.chat)")
+    run(running, export, listener, store=histories, keys=found, understand=understand if chats else None)
 
 
 def log_as_json(level: int = logging.INFO) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from genrec.query import Query
 from genrec.query_change import apply_change
@@ -14,7 +15,7 @@ from genrec.serving.export import Export
 
 
 def understand(
-    engine: Engine, export: Export, messages: Sequence[Mapping[str, str]], shown: Sequence[Sequence[str]]
+    engine: Engine, export: Export, messages: Sequence[Mapping[str, Any]], shown: Sequence[Sequence[str]]
 ) -> Query:
     """The wishes that hold after a conversation's last message.
 

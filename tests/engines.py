@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from genrec.serving.engine import Engine, RankedItem, RecommendRequest, TextRequest, TextResult
+from genrec.serving.engine import Engine, JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
 
 
 class ToldWriter:
@@ -24,8 +24,8 @@ class ToldWriter:
     def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
         return self.within.recommend(requests)
 
-    def generate(self, requests: Sequence[TextRequest]) -> list[TextResult]:
-        return [TextResult(self.tell(request), "stop", []) for request in requests]
+    def generate(self, requests: Sequence[TextRequest | JsonRequest]) -> list[TextResult]:
+        return [TextResult(self.tell(r), "stop", []) for r in requests if isinstance(r, TextRequest)]
 
     def close(self) -> None:
         self.within.close()
@@ -45,7 +45,7 @@ class FaultyEngine:
 
     def __init__(self, within: Engine) -> None:
         self.within = within
-        self.calls: list[list[RecommendRequest | TextRequest]] = []
+        self.calls: list[list[RecommendRequest | TextRequest | JsonRequest]] = []
         self.error: BaseException | None = None
         self.hang = threading.Event()
         self.hang.set()
@@ -56,14 +56,14 @@ class FaultyEngine:
         self._trip(requests)
         return self.within.recommend(requests)
 
-    def generate(self, requests: Sequence[TextRequest]) -> list[TextResult]:
+    def generate(self, requests: Sequence[TextRequest | JsonRequest]) -> list[TextResult]:
         self._trip(requests)
         return self.within.generate(requests)
 
     def close(self) -> None:
         self.within.close()
 
-    def _trip(self, requests: Sequence[RecommendRequest | TextRequest]) -> None:
+    def _trip(self, requests: Sequence[RecommendRequest | TextRequest | JsonRequest]) -> None:
         self.calls.append(list(requests))
         self.inside.release()
         self.hang.wait()

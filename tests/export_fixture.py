@@ -135,6 +135,7 @@ def make_export(folder: Path, *, arch: str = "qwen3", n_items: int = 60, seed: i
             item_scores=_item_scores(n_items, rng),
             adapter_state={"weight": torch.zeros(1)},
             adapter_settings={"kind": "linear"},
+            tasks=[],
             card="# A tiny random export\n",
         )
 

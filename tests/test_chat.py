@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genrec import Recommender
-from genrec.errors import DataError
+from genrec.errors import ConfigError, DataError
 from genrec.query import Fact, Query
 from genrec.serving.chat import Chat, Plan
 from genrec.serving.engine import RecommendRequest, TextRequest, TextResult
@@ -282,3 +282,8 @@ def test_errors_are_the_users(torch_engine: TorchEngine) -> None:
             recommender.chat(messages, understand=understand)
     with pytest.raises(DataError, match="'nope'"):
         recommender.chat(said("red"), ["nope"], understand=understand)
+
+
+def test_an_export_without_conversations_says_so(torch_engine) -> None:
+    with pytest.raises(ConfigError, match=r"for items alone, not for conversations; train with finetune\.mix"):
+        Recommender(torch_engine.export, torch_engine).chat([{"role": "user", "content": "a lamp"}])

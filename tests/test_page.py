@@ -78,7 +78,7 @@ class Visit:
         self.page = browser.new_page(viewport=viewport)
         self.page.set_default_timeout(PATIENCE_S * 1000)
         self.complaints: list[str] = []
-        self.page.on("console", lambda line: line.type == "error" and self.complaints.append(line.text))
+        self.page.on("console", lambda line: self.complaints.extend([line.text] if line.type == "error" else []))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(url)
 
