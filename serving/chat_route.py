@@ -40,7 +40,7 @@ from genrec.serving.resolve import beam_width, item_rows
 
 UNDERSTAND_TOKENS = 64  # what reading a conversation costs a tenant; with all reasons no more than one largest request
 PIECE = re.compile(r"\s*\S+|\s+$")
-STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
 @dataclass(frozen=True)
