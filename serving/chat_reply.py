@@ -34,7 +34,8 @@ class Reply:
             plan: what was asked for.
             ranked: the items, best first.
             cutter: stop words and `max_tokens`.
-            whole: say nothing before the last line is there: a stop word may begin in one line and end in another.
+            whole: say nothing before all reasons are there: a stop word may begin in one line and end in another, and
+                an answer that is not streamed holds no item that was disabled while it waited.
         """
         self._desk, self._chat, self._plan, self._ranked = desk, chat, plan, ranked
         self._cutter, self._whole = cutter, whole
@@ -56,12 +57,14 @@ class Reply:
             ClientLeftError: nobody waits for it.
         """
         jobs = [asyncio.ensure_future(self._written(http, request, deadline)) for request in requests]
-        lines: list[Line] = [self._chat.opening(self._plan, len(self._ranked))]
         cut: Finish | None = None
         try:
+            if self._whole:
+                await asyncio.gather(*jobs)
+            lines: list[Line] = [self._chat.opening(self._plan, sum(map(self._may_be_shown, self._ranked)))]
             for number in range(len(jobs) + 1):
-                if number and not await self._add(lines, number - 1, jobs[number - 1]):
-                    continue
+                if number:
+                    await self._add(lines, self._ranked[number - 1], jobs[number - 1])
                 if cut is None and (not self._whole or number == len(jobs)):
                     text, cut = self._cutter.cut(lines)
                     more = text[len(self.text) :]
@@ -71,6 +74,7 @@ class Reply:
         finally:
             for job in jobs:
                 job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
         self.finish = cut or "stop"
 
     @property
@@ -78,15 +82,17 @@ class Reply:
         """Of the text so far."""
         return self._cutter.count(self.text)
 
-    async def _add(self, lines: list[Line], place: int, job: asyncio.Future[TextResult | None]) -> bool:
-        """Wait for an item's reason and add its line; False if the item was disabled meanwhile."""
+    async def _add(self, lines: list[Line], ranked: RankedItem, job: asyncio.Future[TextResult | None]) -> None:
+        """Wait for an item's reason and add its line, unless the item was disabled meanwhile."""
         written = await job
-        item = self._chat.item(self._plan, self._ranked[place], written)
-        if item.row in self._desk.switches.denied:
-            return False
-        self.items.append(item)
-        lines.append(self._chat.line(self._plan, len(self.items), item))
-        return True
+        if self._may_be_shown(ranked):
+            item = self._chat.item(self._plan, ranked, written)
+            self.items.append(item)
+            lines.append(self._chat.line(self._plan, len(self.items), item))
+
+    def _may_be_shown(self, item: RankedItem) -> bool:
+        """Whether an item of the list is still enabled."""
+        return self._chat.export.catalogue.index[item.item_id] not in self._desk.switches.denied
 
     async def _written(self, http: Request, request: TextRequest, deadline: float) -> TextResult | None:
         try:

@@ -40,7 +40,7 @@ from genrec.serving.resolve import beam_width, item_rows
 
 UNDERSTAND_TOKENS = 64  # what reading a conversation costs a tenant; with all reasons no more than one largest request
 PIECE = re.compile(r"\s*\S+|\s+$")
-STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ async def _prepare(desk: Desk, chat: Chat, engine: str, body: ChatBody, http: Re
         desk.charge(caller, "tokens", sum(request.max_tokens for request in requests))
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     cutter = chat.text(stop, body.max_tokens or body.max_completion_tokens)
-    reply = Reply(desk, chat, plan, ranked, cutter, whole=bool(stop))
+    reply = Reply(desk, chat, plan, ranked, cutter, whole=bool(stop) or not body.stream)
     asked = await run_in_threadpool(lambda: sum(cutter.count(message["content"]) for message in messages))
     user = None if body.user is None else desk.user_hash(caller.tenant, body.user)
     return Talk(body, plan, reply, requests, deadline, reason is not None, asked, engine, user)

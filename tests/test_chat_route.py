@@ -426,20 +426,33 @@ def test_a_client_that_leaves_a_stream_holds_nothing(faulty_engine: FaultyEngine
         assert complete(client_of(http)).genrec["items"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
 def test_an_item_disabled_while_the_reply_is_written_is_not_in_it(
-    faulty_engine: FaultyEngine, torch_engine: TorchEngine
+    faulty_engine: FaultyEngine, torch_engine: TorchEngine, stream: bool
 ) -> None:
     app = create_app(faulty_engine, torch_engine.export, settings=QUICK, understand=understand)
     with running(app) as http:
-        first = complete(client_of(http)).genrec["items"]
+        client = client_of(http)
+
+        def ask() -> tuple[str, Any]:
+            if stream:
+                text, _, genrec, _ = streamed(client)
+                return text, genrec
+            found = complete(client)
+            return found.choices[0].message.content, found.genrec
+
+        gone = complete(client).genrec["items"][0 if stream else -1]
         faulty_engine.delay_s = 2.0
         while faulty_engine.inside.acquire(blocking=False):
             pass
         with ThreadPoolExecutor(1) as pool:
-            job = pool.submit(complete, client_of(http))
+            job = pool.submit(ask)
             faulty_engine.inside.acquire()  # the list
             faulty_engine.inside.acquire()  # its reasons: the list is made
-            http.post("/v1/items", json={"disable": [first[0]["id"]]})
-            found = job.result()
-        assert [item["id"] for item in found.genrec["items"]] == [first[1]["id"]]
-        assert first[0]["title"] not in found.choices[0].message.content
+            http.post("/v1/items", json={"disable": [gone["id"]]})
+            faulty_engine.delay_s = 0.0
+            text, genrec = job.result()
+        assert len(genrec["items"]) == 1
+        assert gone["id"] != genrec["items"][0]["id"]
+        assert gone["title"] not in text
+        assert genrec["items"][0]["title"] in text
