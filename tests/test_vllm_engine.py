@@ -231,7 +231,7 @@ def test_json_is_that_of_the_torch_engine(engine, export):
         for message in messages
         for text, possible in questions(message, export.mention_finder.find(message, ("item-1", "item-2")))
     ]
-    requests = [*asked, TextRequest("item-3", max_tokens=12)]
+    requests: list[JsonRequest | TextRequest] = [*asked, TextRequest("item-3", max_tokens=12)]
     results = engine.generate(requests)
     assert results == TorchEngine(export, "cpu").generate(requests)
     for request, result in zip(asked, results, strict=False):
