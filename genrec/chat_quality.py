@@ -22,7 +22,7 @@ from genrec.errors import ConfigError
 from genrec.pipeline import Run
 from genrec.query import Query
 from genrec.query_change import apply_change
-from genrec.query_schema import Change, Role, labelled, roles_of
+from genrec.query_schema import Change, Role, question, roles_of
 from genrec.query_turns import Piece
 from genrec.serving.engine import Engine
 from genrec.serving.export import Export
@@ -144,7 +144,7 @@ def _compare(
         engine: of the export.
         writer: who wrote the scripts.
         scripts: the conversations.
-        trained: the labelled messages of the training samples.
+        trained: the questions of the training samples.
         rng: of the control.
     """
     turns = [turn for script in scripts for turn in script]
@@ -166,7 +166,7 @@ def _compare(
         "roles dealt at random": right(dealt(read, rng)),
         "right roles": right(wanted),
     }
-    new = [labelled(piece.text, piece.mentions) not in trained for piece in pieces]
+    new = [question(piece.text, piece.mentions) not in trained for piece in pieces]
     first = np.cumsum([0, *map(len, scripts)])  # of each conversation's messages, and the end
     kinds = {
         "new sentences": [any(new[a:b]) for a, b in pairwise(first)],

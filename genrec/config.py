@@ -173,7 +173,7 @@ class Mixture(Settings):
     headline: float = Field(0.0, ge=0, description="history and item -> one line")
     id_text: float = Field(0.0, ge=0, description="semantic id -> the item's text")
     text_id: float = Field(0.0, ge=0, description="the item's text -> its semantic id")
-    chat: float = Field(0.0, ge=0, description="a user's message -> the wishes in it, as JSON")
+    chat: float = Field(0.0, ge=0, description="a user's messages -> the role of each mention, as JSON")
 
 
 class NewItems(Settings):

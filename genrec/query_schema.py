@@ -1,17 +1,18 @@
-"""The JSON that the model writes about one message: the role of every mention, under a schema made for that message.
+"""What the model writes about one message: the role of each mention, as JSON under a schema of that mention's roles.
 
-The prompt shows labels in place of mentions ("a [A] lamp below [B]"), and the schema asks for each label's role, so the
-model never writes a value, a number or an id, and a value that no training sample held is like any other. What comes
-out is always whole and always about things that the message names. `genrec.query_change` turns it into a query.
+Each question is a prompt of its own: the message with ``[X]`` in place of the mention asked about and ``[]`` in place
+of the others, as in "a [] [X] below []"; one more, without ``[X]``, asks about the message as a whole. So the model
+never writes a value, a number or an id, a value that no training sample held is like any other, and the questions of a
+whole conversation are one batch. `genrec.query_change` turns the roles into a query.
 """
 
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from itertools import chain
+from typing import Literal, get_args
 
 from genrec.errors import DataError
 from genrec.mentions import Mention
@@ -21,9 +22,8 @@ NumberRole = Literal["max", "min", "count", "none"]
 ItemRole = Literal["like", "dislike", "cheaper", "dearer", "none"]
 Role = Literal["want", "also", "avoid", "drop", "none", "max", "min", "count", "like", "dislike", "cheaper", "dearer"]
 Whole = Literal["keep", "cheaper", "dearer", "any price", "start over"]
-WHOLE = "all"  # the key of what is said beside the mentions
-LABELS = string.ascii_uppercase
-FREE = str.maketrans("[]{}", "()()")  # nobody's own brackets look like a label
+MOST_MENTIONS = 26  # of a piece of a message
+FREE = str.maketrans("[]", "()")  # nobody's own brackets look like a mention
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Change:
     whole: Whole = "keep"
 
 
-def roles_of(mention: Mention) -> list[str]:
+def roles_of(mention: Mention) -> list[Role]:
     """The roles that a mention may play."""
     match mention.kind:
         case "value":
@@ -55,62 +55,57 @@ def roles_of(mention: Mention) -> list[str]:
             return [role for role in get_args(NumberRole) if role != "count" or countable]
 
 
-def labelled(text: str, mentions: Sequence[Mention]) -> str:
-    """A message with labels in place of its mentions.
+def question(text: str, mentions: Sequence[Mention], asked: int | None = None) -> str:
+    """A message as the model reads it.
 
-    Example: "a steel lamp below 30" with three mentions -> "a [A] [B] below [C]".
+    Example: "a steel lamp below 30", its second mention -> "a [] [X] below []".
 
     Args:
         text: the message.
-        mentions: in the message's order, at most as many as there are `LABELS`.
+        mentions: in the message's order.
+        asked: number of the mention asked about; None: the message as a whole.
     """
     parts, at = [], 0
-    for label, mention in zip(LABELS, mentions, strict=False):
-        parts += [text[at : mention.start].translate(FREE), f"[{label}]"]
+    for number, mention in enumerate(mentions):
+        parts += [text[at : mention.start].translate(FREE), "[X]" if number == asked else "[]"]
         at = mention.end
     return " ".join("".join([*parts, text[at:].translate(FREE)]).split())
 
 
-def change_schema(mentions: Sequence[Mention]) -> dict[str, Any]:
-    """The JSON schema of what is to be written about a message with these mentions."""
-    properties: dict[str, Any] = {
-        label: {"enum": roles_of(mention)} for label, mention in zip(LABELS, mentions, strict=False)
-    }
-    properties[WHOLE] = {"enum": list(get_args(Whole))}
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+def questions(text: str, mentions: Sequence[Mention]) -> list[tuple[str, list[str]]]:
+    """What there is to ask about a message: the prompt's text and the possible answers; the message as a whole last."""
+    asked: list[tuple[str, list[str]]] = [
+        (question(text, mentions, number), [*roles_of(mention)]) for number, mention in enumerate(mentions)
+    ]
+    return [*asked, (question(text, mentions), [*get_args(Whole)])]
 
 
-def longest_answer(mentions: Sequence[Mention]) -> int:
-    """Bytes of the longest JSON that `change_schema` allows, written without spaces."""
-    enums = {key: of["enum"] for key, of in change_schema(mentions)["properties"].items()}
-    return len(json.dumps({key: max(roles, key=len) for key, roles in enums.items()}, separators=(",", ":")))
+def answer_schema(possible: Sequence[str]) -> str:
+    """The JSON schema, as text, of one answer."""
+    return json.dumps({"enum": list(possible)}, separators=(",", ":"))
 
 
-def write_change(change: Change) -> str:
-    """What a perfect model writes: the JSON of a change, without spaces."""
-    written: dict[str, str] = {label: role for label, (_, role) in zip(LABELS, change.roles, strict=False)}
-    return json.dumps({**written, WHOLE: change.whole}, separators=(",", ":"))
+def answers(change: Change) -> list[str]:
+    """What a perfect model writes to each of the `questions`, as JSON."""
+    return [json.dumps(answer) for answer in chain((role for _, role in change.roles), [change.whole])]
 
 
-def read_change(text: str, mentions: Sequence[Mention]) -> Change:
+def read_change(written: Sequence[str], mentions: Sequence[Mention]) -> Change:
     """The change that a model wrote.
 
+    Args:
+        written: its answers to the `questions`, in order.
+        mentions: of the message.
+
     Raises:
-        DataError: not the JSON that `change_schema` allows, as when an engine stopped before its end.
+        DataError: an answer that its schema does not allow, as when an engine stopped before its end.
     """
-    schema = change_schema(mentions)["properties"]
-    try:
-        written = json.loads(text)
-    except ValueError:
-        written = None
-    if not isinstance(written, dict) or written.keys() != schema.keys():
-        raise DataError(f"expected JSON with the keys {list(schema)}, found {text[:200]!r}; ask for more tokens")
-    for key, role in written.items():
-        if role not in schema[key]["enum"]:
-            raise DataError(f"{key}: expected one of {schema[key]['enum']}, found {str(role)[:50]!r}")
-    return Change([(m, written[label]) for label, m in zip(LABELS, mentions, strict=False)], written[WHOLE])
+    read = []
+    for text, (_, possible) in zip(written, questions("", mentions), strict=True):
+        try:
+            read.append(json.loads(text))
+        except ValueError:
+            read.append(None)
+        if read[-1] not in possible:
+            raise DataError(f"expected one of {possible} as JSON, found {text[:100]!r}; ask for more tokens")
+    return Change(list(zip(mentions, read[:-1], strict=True)), read[-1])

@@ -13,7 +13,7 @@ from typing import Any
 
 from genrec.errors import DataError
 from genrec.mentions import Mention, MentionFinder
-from genrec.query_schema import LABELS
+from genrec.query_schema import MOST_MENTIONS
 
 PIECE_CHARS = 160
 MOST_PIECES = 8  # of a message; the rest is not read
@@ -57,7 +57,7 @@ def pieces_of(
     for message, items in zip(messages, shown, strict=True):
         if message["role"] == "user":
             texts = split_message(message["content"])
-            found.append([Piece(text, finder.find(text, seen)[: len(LABELS)], seen) for text in texts])
+            found.append([Piece(text, finder.find(text, seen)[:MOST_MENTIONS], seen) for text in texts])
         if items:
             seen = tuple(items)
     return [piece for pieces in found[-MOST_MESSAGES:] for piece in pieces]

@@ -328,10 +328,10 @@ class Prompter:
         return self._text_only(self.parts(task, history, row, **values))
 
     def chat_query(self, message: str, text: str | None = None) -> Prompt:
-        """A user's message -> what it wishes, as JSON (see `genrec.query_schema`).
+        """A question about a user's message -> its answer as JSON (see `genrec.query_schema`).
 
         Args:
-            message: with labels in place of its mentions.
+            message: with marks in place of its mentions.
             text: the JSON, given: a training sample.
         """
         return self.encode(render("chat_query", message=message, answer=Answer(text)))

@@ -48,9 +48,9 @@ class TextRequest:
 
 @dataclass(frozen=True)
 class JsonRequest:
-    """A wish for the JSON of one message of a conversation, the likeliest one that its schema allows."""
+    """A question about a message of a conversation; its answer is the likeliest JSON that the schema allows."""
 
-    message: str  # with labels in place of its mentions, see `genrec.query_schema`
+    message: str  # see `genrec.query_schema.question`
     schema: str  # JSON schema, as text
     max_tokens: int  # enough for the longest JSON that the schema allows
     temperature: ClassVar[float] = 0.0

@@ -1,4 +1,4 @@
-"""JSON under a schema: which tokens may come next, by xgrammar (docs/design/008-json-by-labels.md)."""
+"""JSON under a schema: which tokens may come next, by xgrammar (docs/design/008-one-question-per-mention.md)."""
 
 from __future__ import annotations
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genrec.query import Query
 from genrec.query_change import apply_change
-from genrec.query_schema import Change, change_schema, labelled, longest_answer, read_change
+from genrec.query_schema import Change, answer_schema, questions, read_change
 from genrec.query_turns import Piece, pieces_of
 from genrec.serving.engine import Engine, JsonRequest
 from genrec.serving.export import Export
@@ -39,15 +38,15 @@ def understand(
 
 def read_pieces(engine: Engine, pieces: Sequence[Piece]) -> list[Change]:
     """What each piece says, by the model, in one call of the engine."""
+    asked = [questions(piece.text, piece.mentions) for piece in pieces]
     requests = [
-        JsonRequest(
-            labelled(piece.text, piece.mentions),
-            json.dumps(change_schema(piece.mentions), separators=(",", ":")),
-            longest_answer(piece.mentions) + 1,  # a token holds at least one byte, and the last one ends the text
-        )
-        for piece in pieces
+        # a token holds at least one byte; two are quotes, and the last one ends the text
+        JsonRequest(text, answer_schema(possible), max(map(len, possible)) + 3)
+        for of_piece in asked
+        for text, possible in of_piece
     ]
-    if not requests:
-        return []
-    results = engine.generate(requests)
-    return [read_change(result.text, piece.mentions) for piece, result in zip(pieces, results, strict=True)]
+    results = iter(engine.generate(requests) if requests else [])
+    return [
+        read_change([next(results).text for _ in of_piece], piece.mentions)
+        for piece, of_piece in zip(pieces, asked, strict=True)
+    ]

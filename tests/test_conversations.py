@@ -11,7 +11,7 @@ from genrec.chat_quality import commonest_roles, dealt, queries, same
 from genrec.config import Synthetic
 from genrec.errors import DataError
 from genrec.query import Fact, Query
-from genrec.query_schema import Change, labelled, read_change, write_change
+from genrec.query_schema import Change, answers, question, read_change
 from genrec.query_turns import split_message
 from genrec.synthetic import make_synthetic
 from genrec.training import phrases
@@ -65,8 +65,8 @@ def test_messages_are_one_piece_and_their_changes_survive_writing(catalogue: Cat
         assert split_message(turn.text) == [turn.text]
         change = turn.target(writer.finder)
         mentions = [mention for mention, _ in change.roles]
-        assert read_change(write_change(change), mentions) == change
-        assert labelled(turn.text, mentions).count("[") == len(mentions)
+        assert read_change(answers(change), mentions) == change
+        assert question(turn.text, mentions).count("[]") == len(mentions)
 
 
 def test_shown_items_satisfy_the_query_and_some_wishes_are_impossible(catalogue: Catalogue) -> None:

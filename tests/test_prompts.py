@@ -43,10 +43,10 @@ def test_golden_renders():
     chosen = [". Chosen:", " ", "Red lamp", ".", " Explain, "]
     assert render("explain", **asked, evidence=[c]) == [*begin, *chosen, "long plain", ":", Answer(None)]
     assert render("id_text", item=c, answer=Answer("x")) == [SoftPrompt(), "Id:", Sid(8), " Text:", Answer("x")]
-    assert render("chat_query", message="no [A]", answer=Answer("x")) == [
+    assert render("chat_query", message="no [X]", answer=Answer("x")) == [
         SoftPrompt(),
         "User: ",
-        "no [A]",
+        "no [X]",
         " Wish:",
         Answer("x"),
     ]

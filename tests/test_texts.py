@@ -33,13 +33,15 @@ def test_samples_follow_the_mixture_and_leave_users_out(writing: Run) -> None:
     space = writing.space
     prompts = text_samples(space)
     n = len(space.split.train)
-    expected = 0.9 * n * (1.0 + 0.5 + 0.5) + n * (0.4 + 0.5)
+    chat = chat_samples(space)
+    expected = 0.9 * n * (1.0 + 0.5 + 0.5) + n * 0.4 + len(chat)
     assert abs(len(prompts) - expected) < 4 * expected**0.5
     apart = held_out_users(len(space.user_ids), space.recipe.seed)
     assert apart.sum() == 30
     texts = [space.tokenizer.decode(p.input_ids[p.targets][:-1]) for p in prompts]
     assert any(text.startswith("You chose ") for text in texts)
-    assert sum(text.startswith('{"') and text.endswith('"}') for text in texts) == len(chat_samples(space))
+    assert sum(text[:1] == text[-1:] == '"' for text in texts) == len(chat)
+    assert 2 * 0.5 * n < len(chat) < 5 * 0.5 * n
     assert all(p.targets.any() for p in prompts)
     # no sample is about an item that the log never names
     cold = set(np.flatnonzero(space.split.cold).tolist())

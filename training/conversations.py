@@ -17,7 +17,7 @@ from genrec.catalog import Catalogue
 from genrec.mentions import Mention, MentionFinder
 from genrec.query import Fact, Query
 from genrec.query_change import apply_change
-from genrec.query_schema import LABELS, Change, roles_of
+from genrec.query_schema import MOST_MENTIONS, Change, roles_of
 from genrec.query_turns import PIECE_CHARS
 from genrec.training import phrases
 from genrec.training.surfaces import SLOT, Surfaces
@@ -69,7 +69,7 @@ class Turn:
     def target(self, finder: MentionFinder) -> Change:
         """What a perfect model says about the mentions that are found in the message; those not meant are "none"."""
         roles: list[Any] = []
-        for mention in finder.find(self.text, self.shown)[: len(LABELS)]:
+        for mention in finder.find(self.text, self.shown)[:MOST_MENTIONS]:
             meant = (slot.role for slot in self.slots if slot.start < mention.end and mention.start < slot.end)
             role = next(meant, "none")
             roles.append((mention, role if role in roles_of(mention) else "none"))

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 
 from genrec.prompts import Prompt
-from genrec.query_schema import labelled, write_change
+from genrec.query_schema import answers, questions
 from genrec.training.conversations import Scriptwriter
 from genrec.workspace import Workspace
 from genrec.writer import TASKS
@@ -56,11 +56,15 @@ def text_samples(space: Workspace) -> list[Prompt]:
 
 
 def chat_samples(space: Workspace) -> list[tuple[str, str]]:
-    """Messages of scripted conversations, with labels for mentions, and the JSON of each; held-out values in none."""
+    """Questions about messages of scripted conversations, each with its answer as JSON; held-out values in none."""
     rng = np.random.default_rng([space.recipe.seed, 8])
     n = int(rng.poisson(space.recipe.finetune.mixture.chat * len(space.split.train)))
     if not n:
         return []
     writer = Scriptwriter(space.catalogue, rng, seed=space.recipe.seed, held_out="nothing")
-    changes = ((turn.text, turn.target(writer.finder)) for turn in islice(writer.turns(), n))
-    return [(labelled(text, [m for m, _ in change.roles]), write_change(change)) for text, change in changes]
+    samples: list[tuple[str, str]] = []
+    for turn in islice(writer.turns(), n):
+        change = turn.target(writer.finder)
+        asked = questions(turn.text, [mention for mention, _ in change.roles])
+        samples += [(text, answer) for (text, _), answer in zip(asked, answers(change), strict=True)]
+    return samples
