@@ -127,7 +127,9 @@ def loadtest(
     seconds: Annotated[float, typer.Option(min=1, help="how long to send them")] = 30.0,
     users: Annotated[int, typer.Option(min=1, help="made-up users who ask")] = 100,
     deadline_ms: Annotated[int, typer.Option(min=1, max=30_000, help="of each request")] = 1_000,
-    key_file: Annotated[Path | None, typer.Option(help="file that holds an API key with the scope recommend")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="file that holds an API key, scope recommend")
+    ] = None,
     find_capacity: Annotated[
         bool, typer.Option("--find-capacity", help="search the highest rate that keeps the deadline, from --rate on")
     ] = False,

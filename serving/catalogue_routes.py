@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from typing import Annotated
-from urllib.parse import quote
 
 import anyio
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response, Security
@@ -17,7 +16,7 @@ from genrec.serving.bodies import MAX_HISTORY, ItemId, Problem
 from genrec.serving.desk import Desk
 from genrec.serving.item_search import ItemSearch
 from genrec.serving.resolve import item_rows
-from genrec.serving.thumbnails import Thumbnails
+from genrec.serving.thumbnails import Thumbnails, image_path
 
 DECODERS = 2  # pictures decoded at once: a large one takes 120 MB while it is
 CATEGORIES = 500  # most that are listed
@@ -70,14 +69,14 @@ def add_catalogue(app: FastAPI, desk: Desk) -> None:
     key = [Security(HTTPBearer(auto_error=False))]
 
     def shown(row: int) -> Item:
-        price, item_id = float(catalogue.prices[row]), catalogue.item_ids[row]
+        price = float(catalogue.prices[row])
         return Item(
-            item_id=item_id,
+            item_id=catalogue.item_ids[row],
             title=catalogue.titles[row],
             categories=catalogue.categories[row],
             price=None if math.isnan(price) else round(price, 2),
             available=bool(catalogue.available[row]) and row not in desk.switches.denied,
-            image=None if catalogue.images[row] is None else f"/v1/items/{quote(item_id, safe='')}/image",
+            image=image_path(catalogue, row),
         )
 
     @app.get("/v1/items", dependencies=key)

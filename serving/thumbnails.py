@@ -6,6 +6,7 @@ import io
 import logging
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -17,6 +18,13 @@ log = logging.getLogger(__name__)
 SIDE = 320  # pixels of the longer side; smaller pictures keep their size
 MAX_PIXELS = 40_000_000  # larger pictures are not decoded
 KEPT = 2_000  # thumbnails in memory, some 15 kB each
+
+
+def image_path(catalogue: Catalogue, row: int) -> str | None:
+    """Where the gateway serves an item's picture; None if the catalogue has none."""
+    if catalogue.images[row] is None:
+        return None
+    return f"/v1/items/{quote(catalogue.item_ids[row], safe='')}/image"
 
 
 class Thumbnails:

@@ -78,9 +78,13 @@ class Visit:
         self.page = browser.new_page(viewport=viewport)
         self.page.set_default_timeout(PATIENCE_S * 1000)
         self.complaints: list[str] = []
-        self.page.on("console", lambda line: self.complaints.extend([line.text] if line.type == "error" else []))
+        self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(url)
+
+    def _hear(self, line: Any) -> None:
+        if line.type == "error":
+            self.complaints.append(line.text)
 
     def titles(self, where: str) -> list[str]:
         return self.page.locator(f"{where} .title").all_text_contents()
