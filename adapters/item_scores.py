@@ -10,22 +10,15 @@ from torch import Tensor, nn
 
 from genrec.adapters.histories import Histories
 from genrec.adapters.neighbours import WINDOW, Neighbours, Table
-from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.profile import Profile
 from genrec.adapters.repeats import Repeats
 
-KEYS = "keys."  # of the profile's frozen arrays in a saved file; those of the other parts have the part's name
-NEW = "newcomers."
+KEYS = "keys."  # of the profile's frozen arrays in a saved file; those of a table have its name
 TABLES = ("neighbours", "followers")
 
 
 class ItemScores(nn.Module):
-    """A `Profile`, two tables of `Neighbours`, or some, and `Repeats`; `genrec.trie.Trie.prior` spreads their sum.
-
-    With `newcomers`, items that training never names inherit from known ones.
-    """
-
-    newcomers: Newcomers | None  # replaces the sum at new items, after training; None: they keep theirs
+    """A `Profile`, two tables of `Neighbours`, or some, and `Repeats`; `genrec.trie.Trie.prior` spreads their sum."""
 
     def __init__(self, profile: Profile | None, neighbours: Table | None, followers: Table | None):
         """
@@ -42,7 +35,6 @@ class ItemScores(nn.Module):
         self.neighbours = None if neighbours is None else Neighbours(*neighbours)
         self.followers = None if followers is None else Neighbours(*followers, within=WINDOW)
         self.repeats = Repeats(sizes[0])
-        self.newcomers = None
 
     def _sum(self, scores: Callable[[Profile | Neighbours | Repeats], Tensor]) -> Tensor:
         parts = (self.profile, self.neighbours, self.followers)
@@ -50,12 +42,10 @@ class ItemScores(nn.Module):
 
     def forward(self, histories: Histories) -> Tensor:
         """B histories of catalogue rows, oldest first -> float32 [B, N], nats up to a constant per row."""
-        scores = self._sum(lambda part: part(histories))
-        return scores if self.newcomers is None else self.newcomers(scores)
+        return self._sum(lambda part: part(histories))
 
     def of_events(self, items: Tensor, first: Tensor) -> Tensor:
-        """Scores [M, N] before each event, `newcomers` left out; arguments as for
-        `genrec.adapters.profile.Profile.of_events`."""
+        """Scores [M, N] before each event; arguments as for `genrec.adapters.profile.Profile.of_events`."""
         return self._sum(lambda part: part.of_events(items, first))
 
     def save(self, path: Path) -> None:
@@ -66,8 +56,6 @@ class ItemScores(nn.Module):
         for part in TABLES:
             if (of := getattr(self, part)) is not None:
                 state |= {f"{part}.{name}": table for name, table in of.tables().items()}
-        if self.newcomers is not None:
-            state |= {f"{NEW}{name}": array for name, array in self.newcomers.arrays().items()}
         save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
 
     @classmethod
@@ -85,8 +73,6 @@ class ItemScores(nn.Module):
                 tables[part] = (
                     state.pop(f"{part}.columns"), state.pop(f"{part}.counts"), state.pop(f"{part}.norms"),
                 )  # fmt: skip
-        inherited = {name.removeprefix(NEW): state.pop(name) for name in list(state) if name.startswith(NEW)}
         scores = cls(Profile(keys) if keys else None, **tables)
         scores.load_state_dict(state)
-        scores.newcomers = Newcomers(**inherited) if inherited else None
         return scores.eval().requires_grad_(False)

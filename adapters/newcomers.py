@@ -1,24 +1,26 @@
 """Newcomers: items that no training history holds inherit a share of what their nearest relatives in content have.
 
-A log says nothing of an item that nobody has taken, so its own score lacks the part that decides among known items, and
-it never comes up. Here its probability is a weighted mean of the probabilities of the known items that are most alike,
-times a factor: the lift says how much of the lists new items may take from known ones. Nothing is trained, so an item
-that arrives after training is treated like one that was held out before it. Dropping a new item's own collaborative
-part and going through content is the idea of cold-start hybrids such as CLCRec (Wei et al. 2021, arXiv:2107.05315) and
-LIGER (Yang et al. 2024, arXiv:2411.18814).
+A log says nothing of an item that nobody has taken, and the language model never wrote its id, so on its own it does
+not come up. Here it gets the weighted mean of the final probabilities of the known items that are most alike, times a
+factor: the lift says how much of the lists new items may take from known ones. Nothing is trained, so an item that
+arrives after training is treated like one that was held out before it. Scoring new items through content, beside the
+generated ones, is the idea of hybrids such as LIGER (Yang et al. 2024, arXiv:2411.18814).
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 SHARPNESS = 10.0  # of the weights, per unit of cosine
 BLOCK = 1024  # new items compared at once
 
 
-class Newcomers(nn.Module):
-    """``score(i) = lift + log sum over relatives j of w_ij * exp(score(j))`` for new items; others keep theirs."""
+class Newcomers:
+    """``score(i) = lift + log sum over relatives j of w_ij * exp(score(j))`` for new items i; others keep theirs."""
 
     def __init__(self, rows: Tensor, relatives: Tensor, weights: Tensor, lift: Tensor):
         """
@@ -28,9 +30,7 @@ class Newcomers(nn.Module):
             weights: float32 [M, k], rows that sum to 1.
             lift: float32 [], nats.
         """
-        super().__init__()
-        for name, value in (("rows", rows), ("relatives", relatives), ("weights", weights), ("lift", lift)):
-            self.register_buffer(name, value, persistent=False)
+        self.rows, self.relatives, self.weights, self.lift = rows, relatives, weights, lift
 
     @classmethod
     def nearest(cls, keys: dict[str, Tensor], known: Tensor, most: int, lift: float) -> Newcomers:
@@ -51,12 +51,56 @@ class Newcomers(nn.Module):
         weights = (SHARPNESS * torch.cat([found.values for found in best])).softmax(1)
         return cls(rows, relatives, weights, torch.tensor(float(lift)))
 
-    def arrays(self) -> dict[str, Tensor]:
-        """The constructor's arguments."""
-        return {name: self.get_buffer(name) for name in ("rows", "relatives", "weights", "lift")}
+    def to(self, device: torch.device | str) -> Newcomers:
+        """The same on a device."""
+        return Newcomers(*(of.to(device) for of in (self.rows, self.relatives, self.weights, self.lift)))
 
-    def forward(self, scores: Tensor) -> Tensor:
-        """float32 [B, N], nats up to a constant per row -> the same with new items' scores replaced."""
-        of = self.arrays()
-        inherited = (scores[:, of["relatives"]] + of["weights"].log()).logsumexp(2)  # [B, M]
-        return scores.index_copy(1, of["rows"], inherited + of["lift"])
+    def without(self, allowed: Tensor) -> Tensor:
+        """bool [B, N] -> the same without new items: what the search looks for."""
+        return allowed.index_fill(1, self.rows, False)
+
+    def join(
+        self, items: Tensor, scores: Tensor, likely: Tensor | None, allowed: Tensor, most: int
+    ) -> tuple[Tensor, Tensor]:
+        """Put new items among the known ones that a search found.
+
+        A relative that the search did not find has at most the score of the last one found: what the item scores say
+        of it, or an equal share where there are none.
+
+        Args:
+            items: int64 [B, W], known items, best first, -1 where there are fewer.
+            scores: float32 [B, W], log-probabilities, -inf there.
+            likely: float32 [B, N], item scores in nats up to a constant per row; None where there are none.
+            allowed: bool [B, N], items that may be listed.
+            most: longest list.
+
+        Returns:
+            items int64 [B, W'] and scores float32 [B, W'], best first, -1 and -inf where there are fewer; W' is at most
+            `most`. New items take their share on top: the scores of known ones are what they were.
+        """
+        n_items = allowed.shape[1]
+        base = scores.new_zeros(allowed.shape) if likely is None else likely.float()
+        base = base.index_fill(1, self.rows, -torch.inf).log_softmax(1)
+        last = scores.masked_fill(items < 0, torch.inf).amin(1, keepdim=True)  # inf where nothing was found
+        of = torch.cat([torch.minimum(base, last), base[:, :1]], 1)  # one column more, for what is -1
+        of = of.scatter(1, torch.where(items < 0, n_items, items), scores)
+        inherited = (of[:, self.relatives] + self.weights.log()).logsumexp(2) + self.lift  # [B, M]
+        inherited = inherited.masked_fill(~allowed[:, self.rows], -torch.inf)
+        every = torch.cat([scores, inherited], 1)
+        best, at = every.topk(min(most, every.shape[1]), dim=1)
+        found = torch.cat([items, self.rows.expand(len(items), -1)], 1).gather(1, at)
+        return found.masked_fill(best == -torch.inf, -1), best
+
+    def save(self, path: Path) -> None:
+        """Write as one safetensors file."""
+        arrays = {"rows": self.rows, "relatives": self.relatives, "weights": self.weights, "lift": self.lift}
+        save_file({name: of.cpu().contiguous() for name, of in arrays.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Newcomers:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError, SafetensorError, TypeError: no whole file of this kind.
+        """
+        return cls(**load_file(path))

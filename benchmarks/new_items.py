@@ -78,15 +78,15 @@ def run_seed(name: str, seed: int, runs: Path) -> NewItemsSeed:
         for part, cases in parts.items():
             top = rank(rival, cases.histories, exclude_seen=exclude_seen, allowed=space.catalogue.available)
             found[f"{part}/{RIVAL}"] = per_user(top, cases.targets)["recall@10"]
+        tuned = space.tuned_backbone()
         for lift in (None, *LIFTS):
             changes = {"relatives": 0} if lift is None else {"relatives": RELATIVES, "lift": lift}
             settings = recipe.new_items.model_copy(update=changes)
-            backbone = Run(run.folder, recipe.model_copy(update={"new_items": settings}), run.folder).space
-            tuned = backbone.tuned_backbone()
+            newcomers = Run(run.folder, recipe.model_copy(update={"new_items": settings}), run.folder).space.newcomers
             for part, cases in parts.items():
                 top = rank_cases(
                     tuned, space.prompter, cases, available=space.catalogue.available, exclude_seen=exclude_seen,
-                    beams=recipe.evaluate.beams,
+                    beams=recipe.evaluate.beams, newcomers=newcomers,
                 )  # fmt: skip
                 recall = per_user(top, cases.targets)["recall@10"]
                 found[f"{part}/{PLAIN if lift is None else name_of(lift)}"] = recall

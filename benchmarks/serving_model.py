@@ -101,6 +101,7 @@ def random_export(runs: Path, n_items: int, seed: int = 0) -> Path:
             soft_items=torch.randn(n_items, SOFT_TOKENS, WIDTH) * 0.05,
             soft_prompt=torch.randn(layout.soft_prompt, WIDTH) * 0.05,
             item_scores=None,
+            newcomers=None,
             adapter_state={"weight": torch.zeros(1)},
             adapter_settings={"kind": "linear"},
             tasks=[],

@@ -375,6 +375,7 @@ class Run:
             available=space.catalogue.available,
             exclude_seen=self.recipe.data.exclude_seen,
             beams=self.recipe.evaluate.beams,
+            newcomers=None if space.newcomers is None else space.newcomers.to(backbone.device),
         )
 
     def export(self) -> Path:
@@ -403,6 +404,7 @@ class Run:
                 soft_items=soft,
                 soft_prompt=prompt,
                 item_scores=backbone.item_scores,
+                newcomers=space.newcomers,
                 adapter_state=adapter,
                 adapter_settings={
                     **recipe.adapter.model_dump(),

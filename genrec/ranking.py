@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from genrec.adapters.newcomers import Newcomers
 from genrec.backbone import Backbone, collate_prompts
 from genrec.decode import beam_search, prefill
 from genrec.prompts import Prompter
@@ -21,6 +22,7 @@ def rank_cases(
     beams: int,
     k: int = 50,
     batch_tokens: int = 16_384,
+    newcomers: Newcomers | None = None,
 ) -> np.ndarray:
     """The generator's top items for every case.
 
@@ -33,6 +35,7 @@ def rank_cases(
         beams: beam width.
         k: items per case.
         batch_tokens: prompt tokens per forward pass, padding included.
+        newcomers: how new items get into the lists; None: like all others.
 
     Returns:
         int32 [n, k], best first, -1 where there are fewer.
@@ -53,14 +56,18 @@ def rank_cases(
                 owner = np.repeat(np.arange(len(rows)), [len(cases.histories[r]) for r in rows])
                 items = np.concatenate([cases.histories[r] for r in rows]).astype(np.int64)
                 allowed[torch.from_numpy(owner), torch.from_numpy(items)] = False
+            likely = backbone.item_scores and backbone.item_scores([cases.histories[r] for r in rows])
             ranked = beam_search(
                 backbone,
                 prefill(backbone, backbone.embed(ids, slots), lengths),
                 backbone.trie,
                 beams,
-                backbone.trie.filter(allowed),
-                backbone.prior([cases.histories[r] for r in rows]),
-            ).items.cpu()
-            n = min(k, ranked.shape[1])
-            top[rows, :n] = ranked[:, :n].to(torch.int32).numpy()
+                backbone.trie.filter(allowed if newcomers is None else newcomers.without(allowed)),
+                None if likely is None else backbone.trie.prior(likely),
+            )
+            found = ranked.items
+            if newcomers is not None:
+                found, _ = newcomers.join(found, ranked.scores, likely, allowed, beams)
+            n = min(k, found.shape[1])
+            top[rows, :n] = found[:, :n].to(torch.int32).cpu().numpy()
     return top

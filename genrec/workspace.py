@@ -183,9 +183,7 @@ class Workspace:
         return backbone
 
     def tuned_backbone(self, load_in: str | None = None) -> Backbone:
-        """The fine-tuned backbone, in eval mode; its new items inherit as the recipe says."""
+        """The fine-tuned backbone, in eval mode."""
         backbone = self.backbone(tuned=True, load_in=load_in)
-        if backbone.item_scores is not None:
-            backbone.item_scores.newcomers = self.newcomers
         backbone.load_trained(load_file(self.folder / "lora" / "trained.safetensors"))
         return backbone.eval()

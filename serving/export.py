@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.adapters.item_scores import ItemScores
+from genrec.adapters.newcomers import Newcomers
 from genrec.artefacts import file_hash, read_manifest
 from genrec.catalog import Catalogue
 from genrec.errors import ArtefactError
@@ -49,6 +50,7 @@ class Export:
     items: Tensor  # [N, K, D] soft tokens
     prompt: Tensor  # [P, D] soft prompt
     item_scores: ItemScores | None = None  # what a history says of every item, before the model speaks
+    newcomers: Newcomers | None = None  # how new items get into the lists; None: like all others
 
     @property
     def tasks(self) -> list[str]:
@@ -116,10 +118,12 @@ class Export:
             codes = np.load(folder / "items" / "codes.npy")
             popularity = np.load(folder / "items" / "popularity.npy")
             item_scores = ItemScores.load(folder / "item_scores.safetensors") if result["item_scores"] else None
-        except (OSError, ValueError, EOFError, KeyError, RuntimeError, SafetensorError) as err:
+            newcomers = Newcomers.load(folder / "newcomers.safetensors") if result["newcomers"] else None
+        except (OSError, TypeError, ValueError, EOFError, KeyError, RuntimeError, SafetensorError) as err:
             raise ArtefactError(
                 f"{folder}: expected soft.safetensors, items/codes.npy, items/popularity.npy and, where the manifest "
-                f"says so, item_scores.safetensors; found one missing or broken ({err}); export the run again"
+                "says so, item_scores.safetensors and newcomers.safetensors; found one missing or broken "
+                f"({err}); export the run again"
             ) from err
         if len(codes) != len(catalogue.item_ids) or len(codes) != len(soft["items"]):
             raise ArtefactError(
@@ -136,6 +140,7 @@ class Export:
             items=soft["items"],
             prompt=soft["prompt"],
             item_scores=item_scores,
+            newcomers=newcomers,
         )
 
 
@@ -151,6 +156,7 @@ def write_export(
     soft_items: Tensor,
     soft_prompt: Tensor,
     item_scores: ItemScores | None,
+    newcomers: Newcomers | None,
     adapter_state: dict[str, Tensor],
     adapter_settings: dict[str, Any],
     tasks: Sequence[str],
@@ -168,6 +174,7 @@ def write_export(
         popularity: int64 [N] training events.
         soft_items: [N, K, D]; soft_prompt: [P, D].
         item_scores: what a history says of every item, if anything.
+        newcomers: how new items get into the lists, if not like all others.
         adapter_state: the adapter's weights.
         adapter_settings: what is needed to build the adapter again (JSON-able).
         tasks: the texts that were trained, by their names in `genrec.config.Mixture`.
@@ -184,6 +191,8 @@ def write_export(
     save_file({k: v.detach().contiguous() for k, v in adapter_state.items()}, folder / "adapter.safetensors")
     if item_scores is not None:
         item_scores.float().save(folder / "item_scores.safetensors")
+    if newcomers is not None:
+        newcomers.save(folder / "newcomers.safetensors")
     (folder / "items").mkdir()
     catalogue.save(folder / "items")
     np.save(folder / "items" / "codes.npy", codes)
@@ -195,6 +204,7 @@ def write_export(
         "catalogue_sha256": file_hash(folder / "items" / "catalog.parquet"),
         "adapter": adapter_settings,
         "item_scores": item_scores is not None,
+        "newcomers": newcomers is not None,
         "tasks": list(tasks),
         "soft_dtype": str(soft_items.dtype).removeprefix("torch."),
     }

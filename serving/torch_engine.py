@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from genrec.decode import Prefilled, beam_search, prefill
+from genrec.decode import Prefilled, Ranked, beam_search, prefill
 from genrec.filters import item_bitmap
 from genrec.prompts import Prompt
 from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
@@ -62,6 +62,7 @@ class TorchEngine:
         self.prefixes = PrefixCache(cache_bytes, export.layout.levels + export.layout.soft_tokens)
         self.trie = Trie.build(torch.from_numpy(export.codes), export.layout.n_codes, self.device)
         self.item_scores = None if export.item_scores is None else export.item_scores.to(self.device)
+        self.newcomers = None if export.newcomers is None else export.newcomers.to(self.device)
 
     def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
         """Best items first, at most `k`, fewer only where fewer are allowed.
@@ -97,11 +98,9 @@ class TorchEngine:
             for numbers in _batches(lengths, [widths[i] for i in group], steps):
                 batch = [group[number] for number in numbers]
                 prompt = self._prefill([prompts[i] for i in batch], [known[i] for i in batch])
-                allowed = self.trie.filter(torch.from_numpy(np.stack([bitmaps[i] for i in batch])))
-                prior = None
-                if self.item_scores is not None:
-                    prior = self.trie.prior(self.item_scores([histories[i] for i in batch]))
-                ranked = beam_search(self.model, prompt, self.trie, widths[batch[0]], allowed, prior)
+                ranked = self._search(
+                    prompt, [histories[i] for i in batch], [bitmaps[i] for i in batch], widths[batch[0]]
+                )
                 for i, items, scores in zip(batch, ranked.items.tolist(), ranked.scores.tolist(), strict=True):
                     legal = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
                     results[i] = [
@@ -140,10 +139,22 @@ class TorchEngine:
 
     def close(self) -> None:
         """Free the weights; the engine cannot answer any more. Calling it again does nothing."""
-        for name in ("model", "trie", "item_scores", "_splicer", "prefixes", "json_grammar"):
+        for name in ("model", "trie", "item_scores", "newcomers", "_splicer", "prefixes", "json_grammar"):
             self.__dict__.pop(name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _search(self, prompt: Prefilled, histories: list[list[int]], bitmaps: list[np.ndarray], beams: int) -> Ranked:
+        """The best legal items after each of B prompts, new ones among them."""
+        allowed = torch.from_numpy(np.stack(bitmaps)).to(self.device)  # [B, N]
+        likely = None if self.item_scores is None else self.item_scores(histories)
+        prior = None if likely is None else self.trie.prior(likely)
+        if self.newcomers is None:
+            return beam_search(self.model, prompt, self.trie, beams, self.trie.filter(allowed), prior)
+        searched = self.trie.filter(self.newcomers.without(allowed))
+        known = beam_search(self.model, prompt, self.trie, beams, searched, prior)
+        return Ranked(*self.newcomers.join(known.items, known.scores, likely, allowed, beams))
 
     def _prefill(self, prompts: list[Prompt], known: list[Prefix | None]) -> Prefilled:
         """Prompts through the model: whole ones, or what is new behind beginnings that are known for all of them."""

@@ -205,10 +205,25 @@ class VllmEngine:
         """Beam search as in `genrec.decode.beam_search`, by requests of one token."""
         if not search.allowed.any():
             return []
+        scores_of, newcomers = self._export.item_scores, self._export.newcomers
+        allowed = torch.from_numpy(search.allowed)[None]  # [1, N]
+        likely = None if scores_of is None else scores_of([search.history])
+        items, scores = await self._beams(search, allowed if newcomers is None else newcomers.without(allowed), likely)
+        if newcomers is not None:
+            joined = newcomers.join(items[None], scores[None], likely, allowed, search.width)
+            listed = joined[0][0] >= 0
+            items, scores = joined[0][0, listed], joined[1][0, listed]
+        ids = self._export.catalogue.item_ids
+        best = zip(items[: search.k].tolist(), scores.tolist(), strict=False)
+        return [RankedItem(ids[row], score, rank) for rank, (row, score) in enumerate(best, start=1)]
+
+    async def _beams(self, search: _Search, allowed_items: Tensor, likely: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Items int64 [W] and scores float32 [W] of a search among bool [1, N], best first."""
+        if not allowed_items.any():
+            return torch.empty(0, dtype=torch.int64), torch.empty(0)
         trie, layout = self._trie, self._export.layout
-        allowed = trie.filter(torch.from_numpy(search.allowed)[None])
-        scores_of = self._export.item_scores
-        prior = None if scores_of is None else trie.prior(scores_of([search.history]))
+        allowed = trie.filter(allowed_items)
+        prior = None if likely is None else trie.prior(likely)
         prompt = self._export.splice(search.prompt, self._embedding)  # [T, D]
         state = torch.full((1, 1), trie.root)  # [1, W]
         suffix = self._embedding[:0].expand(1, 0, -1)  # [W, level, D]
@@ -224,9 +239,7 @@ class VllmEngine:
             state = trie.step(state[:, parent], torch.from_numpy(code)[None], level)
             rows = self._embedding[layout.sid_start + level * layout.n_codes + code]  # [W, D]
             suffix = torch.cat([suffix[parent], rows[:, None]], 1)
-        items = trie.item(state)[0, : search.k].tolist()
-        ids = self._export.catalogue.item_ids
-        return [RankedItem(ids[row], float(scores[i]), i + 1) for i, row in enumerate(items)]
+        return trie.item(state)[0], torch.from_numpy(scores).float()
 
     async def _level(
         self,

@@ -133,6 +133,7 @@ def make_export(folder: Path, *, arch: str = "qwen3", n_items: int = 60, seed: i
             soft_items=torch.randn(n_items, SOFT_TOKENS, 64) * 0.1,
             soft_prompt=torch.randn(SOFT_PROMPT, 64) * 0.1,
             item_scores=_item_scores(n_items, rng),
+            newcomers=None,
             adapter_state={"weight": torch.zeros(1)},
             adapter_settings={"kind": "linear"},
             tasks=[],

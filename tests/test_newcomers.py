@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.adapters.item_scores import ItemScores
 from genrec.adapters.newcomers import SHARPNESS, Newcomers
-from genrec.adapters.profile import Profile
 from genrec.artefacts import key_at, read_manifest
 from genrec.config import resolve_recipe
 from genrec.pipeline import Run
@@ -31,19 +29,44 @@ def keys() -> dict[str, torch.Tensor]:
     return {"text": unit(1, 5), "image": image}
 
 
-def test_a_new_item_inherits_from_its_relatives() -> None:
+def test_new_items_inherit_and_take_their_places() -> None:
+    """Relatives that were found have their final score, the others what the item scores say, at most the last's."""
     newcomers = Newcomers.nearest(keys(), KNOWN, 3, LIFT)
-    scores = torch.randn(4, N, generator=torch.Generator().manual_seed(3))
-    found = newcomers(scores)
-    assert torch.equal(found[:, KNOWN], scores[:, KNOWN])
+    generator = torch.Generator().manual_seed(3)
+    likely = torch.randn(4, N, generator=generator)
+    allowed = torch.ones(4, N, dtype=torch.bool)
+    allowed[2, 5] = False
     known = [j for j in range(N) if KNOWN[j]]
-    for i in (1, 5, 9):
-        cosine = {j: sum(float(of[i] @ of[j]) for of in keys().values()) / 2 for j in known}
-        nearest = sorted(known, key=lambda j: -cosine[j])[:3]
-        weights = np.exp([SHARPNESS * cosine[j] for j in nearest])
-        for row in range(4):
-            mass = sum(w * np.exp(float(scores[row, j])) for w, j in zip(weights / weights.sum(), nearest, strict=True))
-            assert float(found[row, i]) == pytest.approx(LIFT + np.log(mass), abs=1e-5)
+    items = torch.tensor([known[:6], known[2:8], known[3:9], [*known[:2], -1, -1, -1, -1]])
+    scores = torch.randn(4, 6, generator=generator).sort(1, descending=True).values - 2
+    scores[items < 0] = -torch.inf
+    found, values = newcomers.join(items, scores, likely, allowed, 9)
+    for row in range(4):
+        final = dict(zip(items[row].tolist(), scores[row].tolist(), strict=True))
+        final.pop(-1, None)
+        total, last = np.logaddexp.reduce(likely[row, KNOWN].numpy()), min(final.values())
+        of = {j: final.get(j, min(float(likely[row, j]) - total, last)) for j in known}
+        expected = dict(final)
+        for i in (1, 5, 9):
+            cosine = {j: sum(float(key[i] @ key[j]) for key in keys().values()) / 2 for j in known}
+            nearest = sorted(known, key=lambda j: -cosine[j])[:3]
+            weights = np.exp([SHARPNESS * cosine[j] for j in nearest])
+            mass = sum(w * np.exp(of[j]) for w, j in zip(weights / weights.sum(), nearest, strict=True))
+            if allowed[row, i]:
+                expected[i] = LIFT + np.log(mass)
+        order = sorted(expected, key=lambda i: -expected[i])
+        listed = found[row] >= 0
+        assert found[row, listed].tolist() == order
+        np.testing.assert_allclose(values[row, listed], [expected[i] for i in order], atol=1e-5)
+        assert torch.isinf(values[row, ~listed]).all()
+
+
+def test_without_item_scores_relatives_that_were_not_found_share_alike() -> None:
+    newcomers = Newcomers.nearest(keys(), KNOWN, 3, LIFT)
+    nothing = torch.full((1, 1), -1), torch.full((1, 1), -torch.inf)
+    found, values = newcomers.join(*nothing, None, ~KNOWN[None], 5)
+    assert sorted(found[0].tolist()) == [-1, 1, 5, 9]
+    np.testing.assert_allclose(values[0, :3], LIFT - np.log(9), atol=1e-6)
 
 
 def test_more_relatives_than_known_items_are_all_of_them() -> None:
@@ -51,15 +74,12 @@ def test_more_relatives_than_known_items_are_all_of_them() -> None:
 
 
 def test_they_survive_the_file(tmp_path) -> None:
-    scores = ItemScores(Profile(keys()), None, None)
-    histories = [np.array([0, 3]), np.array([5])]
-    plain = scores(histories)
-    scores.newcomers = Newcomers.nearest(keys(), KNOWN, 3, LIFT)
-    scores.save(tmp_path / "scores.safetensors")
-    found = ItemScores.load(tmp_path / "scores.safetensors")(histories)
-    torch.testing.assert_close(found, scores(histories))
-    assert not torch.equal(found[:, ~KNOWN], plain[:, ~KNOWN])
-    assert torch.equal(found[:, KNOWN], plain[:, KNOWN])
+    newcomers = Newcomers.nearest(keys(), KNOWN, 3, LIFT)
+    newcomers.save(tmp_path / "newcomers.safetensors")
+    found = Newcomers.load(tmp_path / "newcomers.safetensors")
+    asked = torch.tensor([[0, 2]]), torch.tensor([[-0.5, -1.0]]), torch.zeros(1, N), torch.ones(1, N, dtype=torch.bool)
+    for ours, theirs in zip(found.join(*asked, 8), newcomers.join(*asked, 8), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +96,21 @@ def with_lift(run: Run, lift: float) -> Run:
     return Run(run.folder, run.recipe.model_copy(update={"new_items": settings}), run.folder)
 
 
-def test_a_lift_shows_more_new_items(trained) -> None:
+def test_a_lift_shows_more_new_items_and_orders_known_ones_alike(trained) -> None:
     cold = trained.space.split.cold
     assert cold.any()
-    shares = {}
+    n_items = len(cold)
+    orders, shares = {}, {}
     for lift in (-40.0, 0.0, 3.0):
         space = with_lift(trained, lift).space
-        n_items = len(cold)
         top = rank_cases(
-            space.tuned_backbone(), space.prompter, space.split.test,
-            available=space.catalogue.available, exclude_seen=True, beams=n_items, k=n_items,
+            space.tuned_backbone(), space.prompter, space.split.test, available=space.catalogue.available,
+            exclude_seen=True, beams=n_items, k=n_items, newcomers=space.newcomers,
         )  # fmt: skip
         shares[lift] = (cold[top] & (top >= 0))[:, :10].mean()
+        orders[lift] = [[int(i) for i in row if i >= 0 and not cold[i]] for row in top]
     assert shares[-40.0] == 0 < shares[0.0] < shares[3.0]
+    assert orders[-40.0] == orders[0.0] == orders[3.0]
 
 
 def test_training_is_the_same_with_them_and_without(trained) -> None:
