@@ -74,8 +74,12 @@ class PrefixCache:
             if key in self._entries:
                 self._entries.move_to_end(key)
                 continue
-            real = prefilled.seen[row, 0].nonzero().flatten()  # [T]
-            layers = [(keys[row][:, real], values[row][:, real]) for keys, values in prefilled.layers()]
+            seen = prefilled.seen[row, 0]  # [T]
+            if len(prompts) == 1 and bool(seen.all()):  # nobody else's, no padding: what is there already
+                layers = [(keys[0], values[0]) for keys, values in prefilled.layers()]
+            else:
+                real = seen.nonzero().flatten()
+                layers = [(keys[row][:, real], values[row][:, real]) for keys, values in prefilled.layers()]
             entry = Prefix(layers, len(prompt.input_ids))
             if entry.n_bytes > self._max_bytes:
                 continue
@@ -86,7 +90,11 @@ class PrefixCache:
 
 
 def stack(entries: Sequence[Prefix]) -> Past:
-    """Beginnings side by side, padded on the right."""
+    """Beginnings side by side, padded on the right; one alone is not copied."""
+    if len(entries) == 1:
+        (entry,) = entries
+        alone = [(keys[None], values[None]) for keys, values in entry.layers]
+        return Past(alone, torch.tensor([entry.n_tokens], device=alone[0][0].device))
     width = max(entry.n_tokens for entry in entries)
     layers = []
     for of_layer in zip(*(entry.layers for entry in entries), strict=True):
