@@ -3,6 +3,7 @@
 manifest.json          layout of the vocabulary, versions, hash of the catalogue, settings
 model/                 merged weights with the semantic-id rows inside, and the tokenizer
 item_scores.safetensors  what a history says of every item: weights, keys, tables; absent without
+newcomers.safetensors  new items and their nearest relatives; absent where new items are like all others
 soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
 adapter.safetensors    the adapter's weights and settings, for new items
 items/                 catalog.parquet, codes.npy int32 [N, L], popularity.npy int64 [N]
