@@ -158,6 +158,7 @@ class Health(Version):
 
     status: Literal["ok"]
     items: int
+    tasks: list[str] = Field(description="texts that the model was trained to write; any other it writes blindly")
 
 
 class Readiness(BaseModel):

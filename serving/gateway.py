@@ -190,7 +190,8 @@ def _add_state(app: FastAPI, desk: Desk, version: dict[str, str]) -> None:
     @app.get("/healthz")
     async def healthz() -> bodies.Health:
         """The process lives."""
-        return bodies.Health(status="ok", items=len(desk.export.catalogue.item_ids), **version)
+        export = desk.export
+        return bodies.Health(status="ok", items=len(export.catalogue.item_ids), tasks=export.tasks, **version)
 
     @app.get("/readyz", responses={503: {"model": bodies.Readiness, "description": "not ready; the reasons say why"}})
     async def readyz() -> Response:

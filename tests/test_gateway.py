@@ -46,6 +46,7 @@ def test_health(client: httpx.Client, torch_engine: TorchEngine) -> None:
     found = client.get("/healthz").json()
     assert found["status"] == "ok"
     assert found["items"] == 60
+    assert found["tasks"] == []
     assert found["export"] == torch_engine.export.manifest["key"][:12]
 
 

@@ -48,8 +48,11 @@ def export(torch_engine: TorchEngine, tmp_path_factory) -> Export:
         draw_picture(row % 8, row % 10, row % 4, rng).save(path)
         images.append(None if row % 5 == 0 else str(path))
     titles = [HOSTILE, *catalogue.titles[1:]]
+    manifest = torch_engine.export.manifest
     return dataclasses.replace(
-        torch_engine.export, catalogue=dataclasses.replace(catalogue, images=images, titles=titles)
+        torch_engine.export,
+        catalogue=dataclasses.replace(catalogue, images=images, titles=titles),
+        manifest={**manifest, "result": {**manifest["result"], "tasks": ["explain"]}},
     )
 
 
@@ -245,6 +248,16 @@ def test_a_server_without_chat_says_so(visit: Visit) -> None:
     visit.page.keyboard.press("Enter")
     sync_api.expect(visit.page.locator("#chat-status")).to_contain_text("no chat")
     assert visit.page.locator("#log .user").count() == 1
+
+
+def test_a_model_that_learned_no_reasons_is_not_asked_for_them(browser, torch_engine: TorchEngine) -> None:
+    assert torch_engine.export.tasks == []
+    with running(create_app(torch_engine, torch_engine.export)) as plain:
+        visit = Visit(browser, str(plain.base_url), WIDE)
+        sync_api.expect(visit.page.locator("#recommended .item").first).to_be_visible(timeout=PATIENCE_S * 1000)
+        assert not visit.page.get_by_label("Reasons").is_checked()
+        assert set(visit.page.locator("#recommended .reason").all_text_contents()) == {""}
+        visit.page.close()
 
 
 def test_the_chat_streams_and_shows_its_items(browser, torch_engine: TorchEngine, export: Export) -> None:

@@ -275,6 +275,7 @@ const send = guarded("chat-status", async () => {
 const start = guarded("server", async () => {
   const health = await get("/healthz");
   say("server", `${health.items} items · engine ${health.engine} · export ${health.export}`);
+  $("reasons").checked = health.tasks.includes("explain"); // a model that was not trained to write writes nonsense
   try {
     const { categories } = await get("/v1/categories");
     $("category").replaceChildren(element("option", { value: "", textContent: "all" }), ...categories.map(
