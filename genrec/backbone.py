@@ -226,9 +226,12 @@ class Backbone(nn.Module):
         ).last_hidden_state
         return states
 
-    def prior(self, histories: Sequence[np.ndarray]) -> Prior | None:
-        """What each history says of every item, pushed up the trie; None without item scores."""
-        return None if self.item_scores is None else self.trie.prior(self.item_scores(histories))
+    def likely(self, histories: Sequence[np.ndarray]) -> Tensor | None:
+        """What each of B histories says of every item, float32 [B, N] in nats; None without item scores."""
+        if self.item_scores is None:
+            return None
+        scores: Tensor = self.item_scores(histories)
+        return scores
 
     def _prior_of_events(self, ends: Tensor, histories: Tensor) -> Prior | None:
         """The same before each event of a batch, over known items.

@@ -56,7 +56,7 @@ def rank_cases(
                 owner = np.repeat(np.arange(len(rows)), [len(cases.histories[r]) for r in rows])
                 items = np.concatenate([cases.histories[r] for r in rows]).astype(np.int64)
                 allowed[torch.from_numpy(owner), torch.from_numpy(items)] = False
-            likely = backbone.item_scores and backbone.item_scores([cases.histories[r] for r in rows])
+            likely = backbone.likely([cases.histories[r] for r in rows])
             ranked = beam_search(
                 backbone,
                 prefill(backbone, backbone.embed(ids, slots), lengths),
