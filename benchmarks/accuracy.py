@@ -226,7 +226,10 @@ def main() -> int:
         return 0
     seeds = list(range(max(arguments.seeds or SEEDS[name] for name in names) if names else 1))
     seconds = max(seconds, time.monotonic() - started)
-    return finish("accuracy", "make bench-accuracy", seeds, seconds, checks, tables)
+    whole = arguments.seeds is None and set(arguments.sets) == set(RECIPES) and set(arguments.parts) == set(PARTS)
+    asked = f"--sets {' '.join(arguments.sets)} --seeds {len(seeds)} --parts {' '.join(arguments.parts)}"
+    command = "make bench-accuracy" if whole else f"python -m benchmarks.accuracy {asked}"
+    return finish("accuracy", command, seeds, seconds, checks, tables)
 
 
 if __name__ == "__main__":
