@@ -67,7 +67,7 @@ class SeedResult:
 def values(places: np.ndarray, metric: str) -> np.ndarray:
     """A metric of METRICS per user, float64, from the target's place in the list (0: not in it)."""
     hit = (places >= 1) & (places <= 10)
-    return hit.astype(float) if metric == "recall@10" else np.where(hit, 1 / np.log2(places + 1.0), 0.0)
+    return hit.astype(float) if metric == "recall@10" else hit / np.log2(np.maximum(places, 1) + 1.0)
 
 
 def accuracy_recipe(name: str, seed: int) -> Recipe:

@@ -9,7 +9,7 @@ from typing import Annotated
 import anyio
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response, Security
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from genrec.serving.bodies import MAX_HISTORY, ItemId, Problem
@@ -22,6 +22,25 @@ DECODERS = 2  # pictures decoded at once: a large one takes 120 MB while it is
 CATEGORIES = 500  # most that are listed
 PATIENCE_S = 60.0  # beyond the store's own limit, which says better what is wrong
 Name = Annotated[str, Path(min_length=1, max_length=256)]
+
+
+class ItemsWish(BaseModel):
+    """Query of GET /v1/items."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field("", max_length=200, description="words of title, categories or id")
+    category: str | None = Field(None, max_length=256)
+    item_id: list[ItemId] = Field([], max_length=MAX_HISTORY, description="these items, in this order, and no search")
+    limit: int = Field(20, ge=1, le=100)
+
+
+class UsersWish(BaseModel):
+    """Query of GET /v1/users."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(100, ge=1, le=1000)
 
 
 class Item(BaseModel):
@@ -80,19 +99,12 @@ def add_catalogue(app: FastAPI, desk: Desk) -> None:
         )
 
     @app.get("/v1/items", dependencies=key)
-    async def items(
-        query: Annotated[str, Query(max_length=200, description="words of title, categories or id")] = "",
-        category: Annotated[str | None, Query(max_length=256)] = None,
-        item_id: Annotated[
-            list[ItemId], Query(max_length=MAX_HISTORY, description="these items, in this order, and no search")
-        ] = [],  # noqa: B006 - FastAPI copies it
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    ) -> Items:
+    async def items(wish: Annotated[ItemsWish, Query()]) -> Items:
         """Items by words and category, the most popular first, or by their ids."""
-        if item_id:
-            rows = item_rows(catalogue, item_id)
+        if wish.item_id:
+            rows = item_rows(catalogue, wish.item_id)
         else:
-            rows = await run_in_threadpool(search.find, query, category, limit)
+            rows = await run_in_threadpool(search.find, wish.query, wish.category, wish.limit)
         return Items(items=[shown(row) for row in rows])
 
     @app.get(
@@ -118,10 +130,10 @@ def add_catalogue(app: FastAPI, desk: Desk) -> None:
         return Categories(categories=[Category(name=name, items=sizes[name]) for name in largest])
 
     @app.get("/v1/users", dependencies=key)
-    async def users(http: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Users:
+    async def users(http: Request, wish: Annotated[UsersWish, Query()]) -> Users:
         """Users of the caller's tenant that have stored events, in the order of their ids."""
         tenant = http.state.caller.tenant
-        return Users(users=await desk.stored(lambda store: store.users(tenant, limit)))
+        return Users(users=await desk.stored(lambda store: store.users(tenant, wish.limit)))
 
     @app.get("/v1/users/{user_id:path}/history", dependencies=key)
     async def history(user_id: Name, http: Request) -> Items:
