@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -64,7 +63,7 @@ def run_seed(name: str, seed: int, runs: Path) -> NewItemsSeed:
     space, exclude_seen = run.space, recipe.data.exclude_seen
     split = space.split
 
-    def build(out: Path) -> dict[str, Any]:
+    def build(out: Path) -> None:
         valid = split.valid
         looked_at = np.zeros(len(valid), bool)
         n_valid = min(len(valid) // 2, recipe.finetune.valid_users)
@@ -92,7 +91,6 @@ def run_seed(name: str, seed: int, runs: Path) -> NewItemsSeed:
                 found[f"{part}/{PLAIN if lift is None else name_of(lift)}"] = recall
                 log.info("%s seed %d, lift %s, %s users: recall@10 %.4f", name, seed, lift, part, recall.mean())
         np.savez_compressed(out / "recall.npz", **found)  # type: ignore[arg-type]
-        return {"chosen": choose({k.split("/")[1]: v.mean() for k, v in found.items() if k.startswith("choose/")})}
 
     settings = {"lifts": LIFTS, "relatives": RELATIVES, "price": PRICE, "warm_users": WARM_USERS}
     folder = run_stage(run.folder, "new_items", settings, {"lora": key_at(run.folder / "lora")}, build)

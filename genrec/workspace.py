@@ -141,7 +141,8 @@ class Workspace:
         wanted, known = self.recipe.new_items, torch.from_numpy(~self.split.cold)
         if not wanted.relatives or not self.features or known.all():
             return None
-        keys = content_keys(self.features, ~self.split.cold, self.recipe.backbone.profile or WIDTH)
+        profile = self.recipe.backbone.profile
+        keys = self.content_keys if profile else content_keys(self.features, ~self.split.cold, WIDTH)
         return Newcomers.nearest(keys, known, wanted.relatives, wanted.lift)
 
     def backbone(self, *, tuned: bool, load_in: str | None = None) -> Backbone:

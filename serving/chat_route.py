@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Security
 from fastapi.responses import Response, StreamingResponse
@@ -37,6 +36,7 @@ from genrec.serving.openai_format import (
 from genrec.serving.problems import CHAT_RESPONSES, ClientLeftError
 from genrec.serving.provenance import provenance_of
 from genrec.serving.resolve import beam_width, item_rows
+from genrec.serving.thumbnails import image_path
 
 UNDERSTAND_TOKENS = 64  # what reading a conversation costs a tenant; with all reasons no more than one largest request
 PIECE = re.compile(r"\s*\S+|\s+$")
@@ -154,7 +154,6 @@ def _usage(talk: Talk) -> Usage:
 
 def _recommendation(desk: Desk, talk: Talk) -> Recommendation:
     """The field `genrec`."""
-    images = desk.export.catalogue.images
     origins = {
         request.item_id: Origin(**provenance_of(desk.export, talk.engine, request, talk.user).as_dict())
         for request in talk.requests
@@ -164,7 +163,7 @@ def _recommendation(desk: Desk, talk: Talk) -> Recommendation:
             ShownItem(
                 id=item.item_id,
                 title=item.title,
-                image=None if images[item.row] is None else f"/v1/items/{quote(item.item_id, safe='')}/image",
+                image=image_path(desk.export.catalogue, item.row),
                 score=item.score,
                 reason=item.reason,
                 provenance=origins[item.item_id] if item.written else None,

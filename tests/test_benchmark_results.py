@@ -50,6 +50,12 @@ def test_a_place_gives_both_metrics() -> None:
     np.testing.assert_allclose(values(places, "ndcg@10"), [0, 1, 1 / np.log2(3), 1 / np.log2(11), 0, 0])
 
 
+def shown(text: str, model: str) -> list[float]:
+    """The first two numbers of a model's row."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {model} |"))
+    return [float(cell.split()[0]) for cell in row.split("|")[2:4]]
+
+
 def test_the_tables_follow_from_the_places() -> None:
     if not (RESULTS / "accuracy-places.npz").is_file():
         pytest.skip("no run with lists is kept")
@@ -60,10 +66,8 @@ def test_the_tables_follow_from_the_places() -> None:
                 continue
             name = heading.split(",")[0]
             seeds = [key for key in places.files if re.fullmatch(rf"{name}/\d+/genrec", key)]
-            row = next(line for line in text.splitlines() if line.startswith("| genrec |"))
-            shown = [float(cell.split()[0]) for cell in row.split("|")[2:4]]
             found = [np.mean([values(places[key], metric) for key in seeds]) for metric in METRICS]
-            np.testing.assert_allclose(shown, found, atol=5.1e-5)
+            np.testing.assert_allclose(shown(text, "genrec"), found, atol=5.1e-5)
 
 
 def test_the_tables_of_new_items_follow_from_the_hits() -> None:
@@ -75,9 +79,7 @@ def test_the_tables_of_new_items_follow_from_the_hits() -> None:
             if "items held out" not in heading:
                 continue
             name = heading.split(",")[0]
-            row = next(line for line in text.splitlines() if line.startswith(f"| {new_items.RIVAL} |"))
-            shown = [float(cell.split()[0]) for cell in row.split("|")[2:4]]
-            for part, value in zip(("new", "warm"), shown, strict=True):
+            for part, value in zip(("new", "warm"), shown(text, new_items.RIVAL), strict=True):
                 keys = [k for k in hits.files if re.fullmatch(rf"{name}/\d+/{part}/{new_items.RIVAL}", k)]
                 assert value == pytest.approx(np.mean([hits[k].mean() for k in keys]), abs=5.1e-5)
 

@@ -198,11 +198,11 @@ def test_a_user_comes_back_with_one_event_more() -> None:
 
 @pytest.mark.parametrize("start", [1.0, 37.0, 500.0])
 def test_the_capacity_is_found_from_either_side(start: float) -> None:
-    def test(rate: float) -> Load:
+    def at_rate(rate: float) -> Load:
         answers = [Answer(0.01 if rate <= 37 else 1.0, 0.0, 200)] * 100
         return summarise(answers, rate, 1, 0, 100)
 
-    found = find_capacity(test, start)
+    found = find_capacity(at_rate, start)
     assert found is not None
     assert 37 / 1.1 <= found.rate <= 37
 

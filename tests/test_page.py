@@ -319,4 +319,5 @@ def test_a_key_opens_the_page(browser, torch_engine: TorchEngine, export: Export
         visit.page.get_by_role("button", name="Use it").click()
         visit.settled()
         until(lambda: visit.page.locator("#recommended img").count() > 0, "a picture, which needs the key too")
+        assert visit.titles("#recommended")
         visit.page.close()
