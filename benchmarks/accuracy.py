@@ -2,10 +2,11 @@
 
     make bench-accuracy                                        # all sets, all seeds: hours on a CPU
     python -m benchmarks.accuracy --sets amazon-scientific --seeds 1 --parts lists new-items
+    python -m benchmarks.accuracy --parts lists --jobs 12      # models side by side: many cores, or a GPU
 
 Every stage is an artefact under runs/bench-accuracy, so a run that stops goes on where it stopped. What each model did
-for each test user is kept as the place of the target in its list, in benchmarks/results/accuracy-places.npz (of
-new items: whether it is in the first ten, in accuracy-new-items.npz): every number of the tables follows from it.
+for each test user is kept, as the place of the target in its list, in benchmarks/results/accuracy.npz: every number of
+the tables follows from it, and what one call does not measure stays as an earlier one left it.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 
-from benchmarks import new_items
+from benchmarks import new_items, training_speed
+from benchmarks.kept import Kept
 from benchmarks.real import DATA, RECIPES, recipe_of
 from benchmarks.results import RESULTS, ROOT, Check, finish, over_users_and_seeds
-from benchmarks.training_speed import training_checks
 from genrec.artefacts import read_manifest
+from genrec.baseline_rankings import rank_baseline
 from genrec.config import Recipe
 from genrec.pipeline import Run
-from genrec.whole_path import evaluate_run
 
 log = logging.getLogger("benchmarks.accuracy")
 SEEDS = {"amazon-scientific": 5, "amazon-beauty": 3, "movielens-1m-posters": 3}
@@ -53,6 +55,7 @@ BASELINES = ("popularity", "markov", "itemknn", "sasrec", "sasrec-features", "ti
 METRICS = ("recall@10", "ndcg@10")
 NEW_ITEM_SEEDS = 3
 PARTS = ("lists", "new-items", "training")
+KEPT = RESULTS / "accuracy.npz"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class SeedResult:
 
     places: dict[str, np.ndarray]  # model -> uint8 [U]: place of the target, from 1; 0 where it is not in the list
     thirds: np.ndarray  # uint8 [U]: 0 tail, 1 middle, 2 head, by the target's events in training
-    seconds: float  # of all stages
+    costs: dict[str, np.ndarray]  # model -> float64 [3]: seconds, peak memory in MB, trained parameters (0: unknown)
 
 
 def values(places: np.ndarray, metric: str) -> np.ndarray:
@@ -76,30 +79,90 @@ def accuracy_recipe(name: str, seed: int) -> Recipe:
     return recipe_of(name, name=f"{name}-{seed}", seed=seed, data={"max_users": None}, evaluate=evaluate)
 
 
-def run_seed(name: str, seed: int, runs: Path) -> SeedResult:
-    """One set, one seed; what an earlier call finished is read, not made again."""
+def models_of(name: str) -> list[str]:
+    """Every model of a set, those that train longest first."""
+    ablations = sorted(ABLATIONS[name], key=lambda model: model not in ("tiger", "genrec-no-soft"))
+    return [*ablations, "genrec", *BASELINES[-2::-1]]
+
+
+def prepare(name: str, seed: int, runs: Path) -> None:
+    """What all models of one seed share; what an earlier call finished is read, not made again."""
+    log_to_stderr()
     run = Run.create(accuracy_recipe(name, seed), runs)
-    run.through_training()
-    for ablation in run.recipe.evaluate.ablations:
-        run.variant(ablation).train()
-    evaluate_run(run)
+    run.prepare()
+    run.encode()
+    run.base()
+
+
+def measure(name: str, seed: int, runs: Path, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One model of one seed, trained and ranked: places, thirds and costs as in `SeedResult`."""
+    log_to_stderr()
+    run = Run.create(accuracy_recipe(name, seed), runs)
+    if model in BASELINES[:-1]:
+        folder = rank_baseline(run, model)
+        stages, parameters = [folder], 0
+    else:
+        of = run if model == "genrec" else run.variant(model)
+        of.train()
+        folder = of.rank_test()
+        stages = [path.parent for path in of.folder.glob("*/manifest.json")]
+        parameters = read_manifest(of.folder / "lora")["result"]["trainable_parameters"]
+    manifests = [read_manifest(stage) for stage in stages]
+    cost = [sum(m["seconds"] for m in manifests), max(m["peak_rss_mb"] for m in manifests), parameters]
     targets = run.space.split.test.targets
-    places = {}
-    with np.load(run.folder / "eval" / "rankings.npz") as rankings:
-        for model in rankings.files:
-            hits = rankings[model] == targets[:, None]
-            places[model] = np.where(hits.any(1), hits.argmax(1) + 1, 0).astype(np.uint8)
+    hits = np.load(folder / "top.npy") == targets[:, None]
+    places = np.where(hits.any(1), hits.argmax(1) + 1, 0).astype(np.uint8)
     counts = run.space.popularity[targets]
     thirds = np.searchsorted(np.quantile(counts, (1 / 3, 2 / 3)), counts, "right").astype(np.uint8)
-    return SeedResult(
-        places, thirds, sum(read_manifest(p.parent)["seconds"] for p in run.folder.rglob("manifest.json"))
-    )
+    return places, thirds, np.array(cost, float)
+
+
+def measure_lists(names: list[str], seeds: int | None, runs: Path, jobs: int, kept: Kept) -> None:
+    """Every model of every set and seed, `jobs` at a time, kept as soon as it is there."""
+    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+        ready = {
+            pool.submit(prepare, name, seed, runs): (name, seed)
+            for seed in range(max(SEEDS.values()))
+            for name in names
+            if seed < (seeds or SEEDS[name])
+        }
+        running: dict[Future[tuple[np.ndarray, np.ndarray, np.ndarray]], tuple[str, int, str]] = {}
+        for done in as_completed(ready):
+            done.result()
+            name, seed = ready[done]
+            running |= {pool.submit(measure, name, seed, runs, m): (name, seed, m) for m in models_of(name)}
+        for finished in as_completed(running):
+            name, seed, model = running[finished]
+            places, thirds, cost = finished.result()
+            arrays = {"places": places, "thirds": thirds, "cost": cost}
+            kept.put(f"lists/{name}/{seed}/{model}", arrays, float(cost[0]))
+            log.info("%s seed %d, %s: N@10 %.4f", name, seed, model, values(places, "ndcg@10").mean())
+
+
+def kept_lists(kept: Kept, name: str) -> list[SeedResult]:
+    """The seeds of a set that have the generator and every baseline, with the models that all of these have."""
+    found = []
+    for seed in kept.below(f"lists/{name}"):
+        models = kept.below(f"lists/{name}/{seed}")
+        if not {"genrec", *BASELINES} - set(models):
+            found.append({model: kept.get(f"lists/{name}/{seed}/{model}") for model in models})
+    order = [*BASELINES[:-1], "genrec", *ABLATIONS[name]]
+    shared = [model for model in order if all(model in of for of in found)]
+    return [
+        SeedResult(
+            {model: of[model]["places"] for model in shared},
+            of["genrec"]["thirds"],
+            {model: of[model]["cost"] for model in shared},
+        )
+        for of in found
+    ]
 
 
 def table(name: str, seeds: list[SeedResult]) -> str:
     """Markdown: every model's metrics, and genrec minus it, with intervals over users and seeds."""
     models, best = list(seeds[0].places), best_baseline(seeds)
-    lines = ["| model | recall@10 | ndcg@10 | genrec - it, ndcg@10 |", "|---|---|---|---|"]
+    lines = ["| model | recall@10 | ndcg@10 | genrec - it, ndcg@10 | minutes | GB | trained parameters |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for model in models:
         cells = []
         for metric in METRICS:
@@ -107,6 +170,8 @@ def table(name: str, seeds: list[SeedResult]) -> str:
             cells.append(f"{mean:.4f} [{ends[0]:.4f}, {ends[1]:.4f}]")
         mean, ends = difference(seeds, model)
         cells.append("" if model == "genrec" else f"{mean:+.4f} [{ends[0]:+.4f}, {ends[1]:+.4f}]")
+        seconds, peak, parameters = np.mean([of.costs[model] for of in seeds], 0)
+        cells += [f"{seconds / 60:.1f}", f"{peak / 1000:.1f}", f"{parameters:,.0f}" if parameters else ""]
         lines.append(f"| {model}{' (best baseline)' if model == best else ''} | {' | '.join(cells)} |")
     if name in PUBLISHED:
         text, aims = PUBLISHED[name]
@@ -171,65 +236,60 @@ def draw(found: dict[str, list[SeedResult]], path: Path) -> None:
     plt.close(figure)
 
 
-def lists(names: list[str], seeds: int | None, runs: Path) -> tuple[list[Check], dict[str, str], float]:
-    """Every model on every set: lines, tables and seconds; writes the places and the picture."""
-    found = {name: [run_seed(name, seed, runs) for seed in range(seeds or SEEDS[name])] for name in names}
-    kept: dict[str, Any] = {}
-    for name, results in found.items():
-        for seed, result in enumerate(results):
-            kept |= {f"{name}/{seed}/{model}": of for model, of in result.places.items()}
-            kept[f"{name}/{seed}/thirds"] = result.thirds
-    np.savez_compressed(RESULTS / "accuracy-places.npz", **kept)
-    draw(found, ROOT / "docs" / "accuracy.png")
-    tables = {"Picture": "![N@10 of every model](accuracy.png)"} | {
-        f"{name}, leave-one-out, full catalogue, {len(results)} seed(s)": table(name, results)
-        for name, results in found.items()
-    }
-    checks = [check for name, results in found.items() for check in checks_of(name, results)]
-    return checks, tables, sum(result.seconds for results in found.values() for result in results)
+def verdicts(kept: Kept) -> Iterator[tuple[list[Check], str, str]]:
+    """The lines, a heading and a table of every part of which something is kept."""
+    found = {name: seeds for name in sorted(RECIPES) if (seeds := kept_lists(kept, name))}
+    if found:
+        draw(found, ROOT / "docs" / "accuracy.png")
+        yield [], "Picture", "![N@10 of every model](accuracy.png)"
+    for name, seeds in found.items():
+        yield checks_of(name, seeds), f"{name}, leave-one-out, full catalogue, {len(seeds)} seed(s)", table(name, seeds)
+    for name in new_items.USERS:
+        if of := new_items.kept_seeds(kept, name):
+            heading = f"{name}, items held out of training, {len(of)} seed(s)"
+            yield new_items.checks_of(name, of), heading, new_items.table(of)
+    if repeats := kept.get("training"):
+        yield training_speed.checks_of(repeats), "Training, every repeat", training_speed.table(repeats)
+    yield [], "Which run each number comes from", kept.runs()
 
 
-def main() -> int:
-    """Run what is asked for, then write the verdicts of every set that has a run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", choices=sorted(RECIPES), default=sorted(RECIPES))
-    parser.add_argument("--seeds", type=int, help="seeds 0 .. N-1 (default: five on Scientific, three elsewhere)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-accuracy", help="where the runs go")
-    arguments = parser.parse_args()
+def log_to_stderr() -> None:
+    """Progress of the stages, for people; also in worker processes."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("genrec").setLevel(logging.INFO)
     log.setLevel(logging.INFO)
+
+
+def main() -> int:
+    """Measure what is asked for, then write the verdicts on all that is kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", choices=sorted(RECIPES), default=sorted(RECIPES))
+    parser.add_argument("--seeds", type=int, help="seeds 0 .. N-1 (default: five on Scientific, three elsewhere)")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="none: only render what is kept")
+    parser.add_argument("--jobs", type=int, default=1, help="models that are trained at once")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-accuracy", help="where the runs go")
+    arguments = parser.parse_args()
+    log_to_stderr()
     names = [name for name in arguments.sets if (DATA / name / "items.jsonl").is_file()]
     for name in set(arguments.sets) - set(names):
         log.warning("%s: no data there, not measured", DATA / name)
-    checks: list[Check] = []
-    tables: dict[str, str] = {}
-    started, seconds = time.monotonic(), 0.0
+    kept = Kept(KEPT)
     if "lists" in arguments.parts and names:
-        checks, tables, seconds = lists(names, arguments.seeds, arguments.runs)
-    hits: dict[str, Any] = {}
+        measure_lists(names, arguments.seeds, arguments.runs, arguments.jobs, kept)
     for name in new_items.USERS if "new-items" in arguments.parts else ():
-        if name in names:
-            n_seeds = min(arguments.seeds or SEEDS[name], NEW_ITEM_SEEDS)
-            found = [new_items.run_seed(name, seed, arguments.runs) for seed in range(n_seeds)]
-            checks += new_items.checks_of(name, found)
-            tables[f"{name}, items held out of training, {n_seeds} seed(s)"] = new_items.table(found)
-            for seed, of in enumerate(found):
-                for part, lists_of in (("new", of.new), ("warm", of.warm)):
-                    hits |= {f"{name}/{seed}/{part}/{key}": value.astype(bool) for key, value in lists_of.items()}
-    if hits:
-        np.savez_compressed(RESULTS / "accuracy-new-items.npz", **hits)
+        for seed in range(min(arguments.seeds or SEEDS[name], NEW_ITEM_SEEDS)) if name in names else ():
+            arrays, seconds = new_items.measure(name, seed, arguments.runs)
+            kept.put(f"new-items/{name}/{seed}", arrays, seconds)
     if "training" in arguments.parts:
-        checks += training_checks(arguments.runs)
+        repeats, seconds = training_speed.measure(arguments.runs)
+        kept.put("training", repeats, seconds)
+    parts = list(verdicts(kept))
+    checks = [check for of, _, _ in parts for check in of]
     if not checks:
         return 0
-    seeds = list(range(max(arguments.seeds or SEEDS[name] for name in names) if names else 1))
-    seconds = max(seconds, time.monotonic() - started)
-    whole = arguments.seeds is None and set(arguments.sets) == set(RECIPES) and set(arguments.parts) == set(PARTS)
-    asked = f"--sets {' '.join(arguments.sets)} --seeds {len(seeds)} --parts {' '.join(arguments.parts)}"
-    command = "make bench-accuracy" if whole else f"python -m benchmarks.accuracy {asked}"
-    return finish("accuracy", command, seeds, seconds, checks, tables)
+    seeds = sorted({int(s) for name in RECIPES for s in kept.below(f"lists/{name}")} | {0})
+    tables = {heading: text for _, heading, text in parts}
+    return finish("accuracy", "make bench-accuracy", seeds, kept.seconds, checks, tables)
 
 
 if __name__ == "__main__":

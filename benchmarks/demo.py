@@ -106,17 +106,13 @@ def trained(recipe: Recipe, runs: Path, like: Run, shuffled: Literal["nothing", 
 
 
 def gains(run: Run) -> np.ndarray:
-    """N@10 of the generator for every test user, kept beside the run."""
-    path = run.folder / "top.npy"
-    if not path.is_file() or path.stat().st_mtime < (run.folder / "lora" / "manifest.json").stat().st_mtime:
-        np.save(path, run.rank_test())
-    return per_user(np.load(path), run.space.split.test.targets)["ndcg@10"]
+    """N@10 of the generator for every test user."""
+    return per_user(np.load(run.rank_test() / "top.npy"), run.space.split.test.targets)["ndcg@10"]
 
 
 def cold_recall(run: Run) -> np.ndarray:
     """R@10 of the generator for every test user of a cold_items split."""
-    gains(run)
-    return per_user(np.load(run.folder / "top.npy"), run.space.split.test.targets)["recall@10"]
+    return per_user(np.load(run.rank_test() / "top.npy"), run.space.split.test.targets)["recall@10"]
 
 
 def above_zero(name: str, a: list[np.ndarray], b: list[np.ndarray]) -> Check:

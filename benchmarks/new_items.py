@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.kept import Kept
 from benchmarks.real import recipe_of
 from benchmarks.results import Check, over_seeds
 from genrec.adapters.profile import content_keys
-from genrec.artefacts import key_at, run_stage
+from genrec.artefacts import key_at, read_manifest, run_stage
 from genrec.baseline_rankings import FEATURES
 from genrec.baselines import ContentKNN, rank
 from genrec.metrics import per_user
@@ -54,8 +55,11 @@ def choose(recalls: dict[str, float]) -> str:
     return cheap[-1] if cheap else names[0]
 
 
-def run_seed(name: str, seed: int, runs: Path) -> NewItemsSeed:
-    """One set, one seed; what an earlier call finished is read, not made again."""
+def measure(name: str, seed: int, runs: Path) -> tuple[dict[str, np.ndarray], float]:
+    """One set, one seed: ``part/list`` -> whether the target is in the first ten, bool [U]; and the seconds it took.
+
+    What an earlier call finished is read, not made again.
+    """
     data = {"split": "cold_items", "max_users": USERS[name]}
     recipe = recipe_of(name, name=f"{name}-new-{seed}", seed=seed, data=data, evaluate={"baselines": []})
     run = Run.create(recipe, runs)
@@ -85,7 +89,8 @@ def run_seed(name: str, seed: int, runs: Path) -> NewItemsSeed:
             for part, cases in parts.items():
                 top = rank_cases(
                     tuned, space.prompter, cases, available=space.catalogue.available, exclude_seen=exclude_seen,
-                    beams=recipe.evaluate.beams, newcomers=newcomers,
+                    beams=recipe.evaluate.beams,
+                    newcomers=None if newcomers is None else newcomers.to(tuned.device),
                 )  # fmt: skip
                 recall = per_user(top, cases.targets)["recall@10"]
                 found[f"{part}/{PLAIN if lift is None else name_of(lift)}"] = recall
@@ -95,11 +100,22 @@ def run_seed(name: str, seed: int, runs: Path) -> NewItemsSeed:
     settings = {"lifts": LIFTS, "relatives": RELATIVES, "price": PRICE, "warm_users": WARM_USERS}
     folder = run_stage(run.folder, "new_items", settings, {"lora": key_at(run.folder / "lora")}, build)
     with np.load(folder / "recall.npz") as stored:
+        hits = {key: stored[key].astype(bool) for key in stored.files}
+    return hits, sum(read_manifest(path.parent)["seconds"] for path in run.folder.rglob("manifest.json"))
+
+
+def kept_seeds(kept: Kept, name: str) -> list[NewItemsSeed]:
+    """What is kept of a set."""
+    found = []
+    for seed in kept.below(f"new-items/{name}"):
+        hits = kept.get(f"new-items/{name}/{seed}")
         of = {
-            part: {k.split("/")[1]: stored[k] for k in stored.files if k.startswith(f"{part}/")}
+            part: {k.removeprefix(f"{part}/"): v.astype(float) for k, v in hits.items() if k.startswith(f"{part}/")}
             for part in ("new", "warm", "choose")
         }
-    return NewItemsSeed(of["new"], of["warm"], choose({name: v.mean() for name, v in of["choose"].items()}))
+        chosen = choose({name: recall.mean() for name, recall in of["choose"].items()})
+        found.append(NewItemsSeed(of["new"], of["warm"], chosen))
+    return found
 
 
 def _some(cases: Cases, rows: np.ndarray) -> Cases:

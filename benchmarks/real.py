@@ -31,7 +31,9 @@ BACKBONE: dict[str, Any] = {
     "neighbours": 200,
 }
 IDS: dict[str, Any] = {"levels": 3, "codes": 64, "collaborative_dim": 64, "collaborative_weight": 1.0}
-TRAINING: dict[str, Any] = {"batch_rows": 8, "learning_rate": 3e-3, "dropout": 0.2, "valid_users": 2000}
+TRAINING: dict[str, Any] = {
+    "batch_rows": 8, "learning_rate": 3e-3, "dropout": 0.2, "valid_users": 2000, "mixed_precision": "no",
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "amazon-scientific": {
         "data": {"max_history": 50, "exclude_seen": False},

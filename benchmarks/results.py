@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -76,7 +77,7 @@ def over_users_and_seeds(parts: list[np.ndarray], n_boot: int = 2000) -> tuple[f
 
 
 def machine() -> str:
-    """Processor, cores and memory, in words."""
+    """Processor, cores, memory and GPU, in words."""
     model = platform.processor() or platform.machine()
     for line in (
         Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -84,8 +85,9 @@ def machine() -> str:
         if line.startswith("model name"):
             model = line.split(":", 1)[1].strip()
             break
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB{gpu}"
 
 
 def finish(

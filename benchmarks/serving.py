@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ TOLERANCE = 1e-3  # of a score, log P(item): float32 sums in another order
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Wall time of one call."""
+    """Wall time of one call, to its end on a GPU too."""
     started = time.perf_counter()
     call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -86,7 +89,7 @@ class Rival:
         embeds, _ = engine._embed(prompts)
         found = engine.model.lm.generate(
             inputs_embeds=embeds,
-            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64),
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device),
             num_beams=BEAMS,
             num_return_sequences=BEAMS,
             max_new_tokens=LEVELS,
@@ -122,15 +125,16 @@ class Floor:
         self._linear: list[tuple[Tensor, Tensor]] = []
         self._attention: list[tuple[Tensor, Tensor, Tensor]] = []
         seen = 0
+        randn = partial(torch.randn, device=engine.device)
         for tokens in (prompt, *[BEAMS] * (LEVELS - 1)):
             seen += tokens
-            inputs = {width: torch.randn(users * tokens, width) for width in {w.shape[1] for w in linear}}
+            inputs = {width: randn(users * tokens, width) for width in {w.shape[1] for w in linear}}
             self._linear += [(inputs[weight.shape[1]], weight) for weight in linear]
-            query, key = torch.randn(users * heads, tokens, size), torch.randn(users * heads, size, seen)
+            query, key = randn(users * heads, tokens, size), randn(users * heads, size, seen)
             self._attention += [(query, key, key.mT)] * config.num_hidden_layers
         for level, rows in enumerate((1, *[BEAMS] * (LEVELS - 1))):
             start = model.layout.sid_start + level * CODES
-            self._linear.append((torch.randn(users * rows, config.hidden_size), model.embedding[start : start + CODES]))
+            self._linear.append((randn(users * rows, config.hidden_size), model.embedding[start : start + CODES]))
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -140,9 +144,9 @@ class Floor:
             torch.bmm(torch.bmm(query, key), value)
 
 
-def beams(folder: Path, repeats: int) -> tuple[list[Check], str]:
+def beams(folder: Path, repeats: int, device: str = "cpu") -> tuple[list[Check], str]:
     """Exact top 20 of 16 users at once, against transformers and against the matrix products."""
-    engine = TorchEngine(Export.load(folder), "cpu", cache_bytes=0)
+    engine = TorchEngine(Export.load(folder), device, cache_bytes=0)
     rng = np.random.default_rng(0)
     asked = requests(rng, USERS, EVENTS)
     rival = Rival(engine)

@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,12 @@ REPEATS = 3
 HISTORIES = 600  # of the training log; the next 200 are held out
 PACK_TOKENS = 192
 ROWS = 8  # packed rows per step
+LINES = {  # name -> the line, what it must be, and whether more (1) or less (-1) is better
+    "speed": ("training: events per second, packed over padded prefixes", 3.0, 1),
+    "memory": ("training: peak memory, packed over padded", 1.0, -1),
+    "loss": ("training: held-out loss per event, packed over padded, less 1", 0.02, -1),
+    "share": ("training: a step's share of the matrix-product rate, 512 wide", 0.5, 1),
+}
 Kind = Literal["packed", "padded"]
 
 
@@ -44,7 +50,7 @@ class Epoch:
 
     events: int
     seconds: float
-    peak_rss_mb: float
+    peak_mb: float  # of the GPU where there is one, else of the process
     loss: float  # nats per event of held-out histories, after
 
 
@@ -103,16 +109,28 @@ def train_epoch(runs: Path, kind: Kind, seed: int) -> Epoch:
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
-    return Epoch(events, seconds, peak_rss_mb(resource.RUSAGE_SELF), _loss(backbone, run, held_out))
+    cuda = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else peak_rss_mb(resource.RUSAGE_SELF)
+    return Epoch(events, seconds, peak, _loss(backbone, run, held_out))
+
+
+def _batch(run: Run, rows: list[dict[str, np.ndarray]], device: torch.device) -> dict[str, Any]:
+    return {name: of.to(device) for name, of in PackedCollator(run.space.layout)(rows).items()}
 
 
 @torch.no_grad()
 def _loss(backbone: Backbone, run: Run, histories: list[np.ndarray]) -> float:
     """Nats per event."""
     prompts = [run.space.prompter.next_item(h) for h in histories]
-    batch = PackedCollator(run.space.layout)(packed_rows(prompts, PACK_TOKENS))
+    batch = _batch(run, packed_rows(prompts, PACK_TOKENS), backbone.device)
     mean = float(backbone.eval()(**batch)["loss"])
     return mean * run.space.layout.levels
+
+
+def _wait() -> None:
+    """Until a GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def matrix_share(runs: Path) -> np.ndarray:
@@ -120,8 +138,9 @@ def matrix_share(runs: Path) -> np.ndarray:
     run = _run(runs, "training-large", {"hidden": 512, "layers": 4, "heads": 8, "ffn": 1536})
     space = run.space
     rows = packed_rows([space.prompter.next_item(h) for h in space.split.train[:HISTORIES]], PACK_TOKENS)[: 2 * ROWS]
-    batch = PackedCollator(space.layout)(rows)
-    backbone = space.backbone(tuned=True).train()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = _batch(run, rows, device)
+    backbone = space.backbone(tuned=True).to(device).train()
 
     def step() -> None:
         backbone.zero_grad()
@@ -131,50 +150,62 @@ def matrix_share(runs: Path) -> np.ndarray:
     with FlopCounterMode(display=False) as counter:
         step()
     tokens = batch["input_ids"].numel()
-    left, right = torch.randn(tokens, 512), torch.randn(512, 1536)
+    left, right = torch.randn(tokens, 512, device=device), torch.randn(512, 1536, device=device)
     left @ right
     shares = []
     for _ in range(REPEATS):  # side by side: the machine's other work hits both
         started = time.perf_counter()
         for _ in range(3):
             step()
+        _wait()
         of_step = 3 * counter.get_total_flops() / (time.perf_counter() - started)
         started = time.perf_counter()
         for _ in range(30):
             left @ right
+        _wait()
         of_product = 30 * 2 * tokens * 512 * 1536 / (time.perf_counter() - started)
         shares.append(of_step / of_product)
     return np.array(shares)
 
 
-def training_checks(runs: Path) -> list[Check]:
-    """The lines of training speed; a few minutes."""
+def measure(runs: Path) -> tuple[dict[str, np.ndarray], float]:
+    """Every repeat of every line of `LINES`, float64 [R], and the seconds that took: a few minutes."""
+    started = time.perf_counter()
     epochs: dict[Kind, list[Epoch]] = {"packed": [], "padded": []}
     for seed in range(REPEATS):
         for kind, found in epochs.items():
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # its own process: its own peak memory
                 found.append(pool.submit(train_epoch, runs, kind, seed).result())
     pairs = list(zip(epochs["packed"], epochs["padded"], strict=True))
-    speed = [np.array([(ours.events / ours.seconds) / (theirs.events / theirs.seconds)]) for ours, theirs in pairs]
-    memory = [np.array([ours.peak_rss_mb / theirs.peak_rss_mb]) for ours, theirs in pairs]
-    loss = [np.array([ours.loss / theirs.loss - 1]) for ours, theirs in pairs]
-    share = matrix_share(runs)
-    result: list[Check] = []
-    for name, parts, must, sign in (
-        ("training: events per second, packed over padded prefixes", speed, 3.0, 1),
-        ("training: peak memory, packed over padded", memory, 1.0, -1),
-        ("training: held-out loss per event, packed over padded, less 1", loss, 0.02, -1),
-        ("training: a step's share of the matrix-product rate, 512 wide", [np.array([s]) for s in share], 0.5, 1),
-    ):
-        mean, ends = over_seeds(parts)
-        result.append(Check(name, mean, ends, f"{'>=' if sign > 0 else '<='} {must}", sign * mean >= sign * must))
+    repeats = {
+        "speed": np.array([(ours.events / ours.seconds) / (theirs.events / theirs.seconds) for ours, theirs in pairs]),
+        "memory": np.array([ours.peak_mb / theirs.peak_mb for ours, theirs in pairs]),
+        "loss": np.array([ours.loss / theirs.loss - 1 for ours, theirs in pairs]),
+        "share": matrix_share(runs),
+    }
+    return repeats, time.perf_counter() - started
+
+
+def checks_of(repeats: dict[str, np.ndarray]) -> list[Check]:
+    """The lines."""
+    result = []
+    for name, (line, must, sign) in LINES.items():
+        mean, ends = over_seeds([np.array([repeat]) for repeat in repeats[name]])
+        result.append(Check(line, mean, ends, f"{'>=' if sign > 0 else '<='} {must}", sign * mean >= sign * must))
     return result
+
+
+def table(repeats: dict[str, np.ndarray]) -> str:
+    """Markdown: every repeat of every line."""
+    lines = ["| line | repeats |", "|---|---|"]
+    lines += [f"| {LINES[name][0]} | {', '.join(f'{of:.3f}' for of in repeats[name])} |" for name in LINES]
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Print the lines alone."""
     with tempfile.TemporaryDirectory() as runs:
-        for check in training_checks(Path(runs)):
+        for check in checks_of(measure(Path(runs))[0]):
             print(check)
 
 

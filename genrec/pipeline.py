@@ -362,21 +362,30 @@ class Run:
         self.base()
         self.train()
 
-    def rank_test(self) -> np.ndarray:
-        """The generator's top 50 for every test case: int32 [n, 50]."""
+    def rank_test(self) -> Path:
+        """ranking/: the generator's top 50 for every test case, int32 [n, 50], in top.npy; returns the folder."""
         from genrec.ranking import rank_cases
 
-        space = self.space
-        backbone = space.tuned_backbone()
-        return rank_cases(
-            backbone,
-            space.prompter,
-            space.split.test,
-            available=space.catalogue.available,
-            exclude_seen=self.recipe.data.exclude_seen,
-            beams=self.recipe.evaluate.beams,
-            newcomers=None if space.newcomers is None else space.newcomers.to(backbone.device),
-        )
+        recipe = self.recipe
+
+        def build(out: Path) -> None:
+            space = self.space
+            backbone = space.tuned_backbone()
+            top = rank_cases(
+                backbone,
+                space.prompter,
+                space.split.test,
+                available=space.catalogue.available,
+                exclude_seen=recipe.data.exclude_seen,
+                beams=recipe.evaluate.beams,
+                newcomers=None if space.newcomers is None else space.newcomers.to(backbone.device),
+            )
+            np.save(out / "top.npy", top)
+
+        settings = {"exclude_seen": recipe.data.exclude_seen, "beams": recipe.evaluate.beams}
+        settings |= self._settings("new_items")
+        inputs = {"lora": key_at(self.folder / "lora"), "interactions": key_at(self.shared / "interactions")}
+        return run_stage(self.folder, "ranking", settings, inputs, build, self.force)
 
     def export(self) -> Path:
         """export/: merged weights and everything that serving needs."""
@@ -386,7 +395,7 @@ class Run:
         def build(out: Path) -> dict[str, Any]:
             space, recipe = self.space, self.recipe
             exact = "float32" if recipe.backbone.load_in == "float32" else "bfloat16"
-            backbone = space.tuned_backbone(load_in=exact)
+            backbone = space.tuned_backbone(load_in=exact).cpu()
             soft = backbone.all_soft_tokens(len(space.catalogue.item_ids))
             prompt = backbone.soft_prompt.detach().float().cpu()
             adapter = {} if backbone.adapter is None else backbone.adapter.state_dict()

@@ -61,7 +61,9 @@ def planted_truth(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def evaluate_run(run: Run) -> dict[str, Any]:
     """eval/: every model on the same test users; returns metrics.json."""
     recipe, space = run.recipe, run.space
-    baselines = {name: rank_baseline(run, name) for name in recipe.evaluate.baselines}
+    ranked: dict[str, Path] = {name: rank_baseline(run, name) for name in recipe.evaluate.baselines}
+    ranked["genrec"] = run.rank_test()
+    ranked |= {name: run.variant(name).rank_test() for name in recipe.evaluate.ablations}
 
     def build(out: Path) -> None:
         started = time.monotonic()
@@ -69,10 +71,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         groups = None
         if recipe.data.synthetic is not None:
             rankings["oracle"], groups = planted_truth(run)
-        rankings |= {name: np.load(folder / "top.npy") for name, folder in baselines.items()}
-        rankings["genrec"] = run.rank_test()
-        for ablation in recipe.evaluate.ablations:
-            rankings[ablation] = run.variant(ablation).rank_test()
+        rankings |= {name: np.load(folder / "top.npy") for name, folder in ranked.items()}
         others = [name for name in rankings if name not in ("genrec", "oracle")]
         metrics, values = evaluate(
             rankings,
@@ -92,16 +91,9 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         save_per_user(out / "per_user.npz", values)
         np.savez_compressed(out / "rankings.npz", **rankings)  # type: ignore[arg-type]
 
-    variants = [run.variant(name) for name in recipe.evaluate.ablations]
-    inputs = {"lora": key_at(run.folder / "lora"), "interactions": key_at(run.shared / "interactions")}
-    inputs |= {v.folder.name: key_at(v.folder / "lora") for v in variants}
-    inputs |= {name: key_at(folder) for name, folder in baselines.items()}
-    settings = {
-        "evaluate": recipe.evaluate.model_dump(),
-        "new_items": recipe.new_items.model_dump(),
-        "seed": recipe.seed,
-        "data": recipe.data.exclude_seen,
-    }
+    inputs = {"interactions": key_at(run.shared / "interactions")}
+    inputs |= {name: key_at(folder) for name, folder in ranked.items()}
+    settings = {"evaluate": recipe.evaluate.model_dump(), "seed": recipe.seed, "data": recipe.data.exclude_seen}
     folder = run_stage(run.folder, "eval", settings, inputs, build, run.force)
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return metrics

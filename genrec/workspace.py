@@ -184,7 +184,7 @@ class Workspace:
         return backbone
 
     def tuned_backbone(self, load_in: str | None = None) -> Backbone:
-        """The fine-tuned backbone, in eval mode."""
+        """The fine-tuned backbone, in eval mode, on a GPU where there is one."""
         backbone = self.backbone(tuned=True, load_in=load_in)
         backbone.load_trained(load_file(self.folder / "lora" / "trained.safetensors"))
-        return backbone.eval()
+        return backbone.eval().to("cuda" if torch.cuda.is_available() else "cpu")

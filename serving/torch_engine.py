@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,10 +20,12 @@ from genrec.prompts import Prompt
 from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
 from genrec.serving.exported_model import ExportedModel
-from genrec.serving.json_grammar import JsonGrammar
 from genrec.serving.prefix_cache import Prefix, PrefixCache, stack
 from genrec.serving.resolve import beam_width, item_rows, max_positions, recommend_prompt, text_prompt
 from genrec.trie import Trie
+
+if TYPE_CHECKING:
+    from genrec.serving.json_grammar import JsonGrammar
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 16_384  # positions of one batch, beams and padding included
@@ -112,6 +115,8 @@ class TorchEngine:
     @cached_property
     def json_grammar(self) -> JsonGrammar:
         """What keeps JSON to its schema; made when first asked for."""
+        from genrec.serving.json_grammar import JsonGrammar
+
         return JsonGrammar(self.export.tokenizer, self.export.layout)
 
     def generate(self, requests: Sequence[TextRequest | JsonRequest]) -> list[TextResult]:

@@ -1,14 +1,14 @@
 """Intervals hold the truth about as often as they say, and the tables follow from what is kept per user."""
 
 import json
-import re
+from pathlib import Path
 
 import numpy as np
-import pytest
 from scipy import stats
 
 from benchmarks import new_items
-from benchmarks.accuracy import METRICS, values
+from benchmarks.accuracy import KEPT, METRICS, values
+from benchmarks.kept import Kept
 from benchmarks.results import RESULTS, over_seeds, over_users_and_seeds
 
 
@@ -56,32 +56,39 @@ def shown(text: str, model: str) -> list[float]:
     return [float(cell.split()[0]) for cell in row.split("|")[2:4]]
 
 
-def test_the_tables_follow_from_the_places() -> None:
-    if not (RESULTS / "accuracy-places.npz").is_file():
-        pytest.skip("no run with lists is kept")
+def test_the_tables_follow_from_what_is_kept() -> None:
+    kept = Kept(KEPT)
     tables = json.loads((RESULTS / "accuracy.json").read_text(encoding="utf-8"))["tables"]
-    with np.load(RESULTS / "accuracy-places.npz") as places:
-        for heading, text in tables.items():
-            if "leave-one-out" not in heading:
-                continue
-            name = heading.split(",")[0]
-            seeds = [key for key in places.files if re.fullmatch(rf"{name}/\d+/genrec", key)]
-            found = [np.mean([values(places[key], metric) for key in seeds]) for metric in METRICS]
+    checked = 0
+    for heading, text in tables.items():
+        name = heading.split(",")[0]
+        if "leave-one-out" in heading:
+            seeds = [kept.get(f"lists/{name}/{seed}/genrec")["places"] for seed in kept.below(f"lists/{name}")]
+            found = [np.mean([values(places, metric) for places in seeds]) for metric in METRICS]
             np.testing.assert_allclose(shown(text, "genrec"), found, atol=5.1e-5)
+        elif "items held out" in heading:
+            hits = [kept.get(f"new-items/{name}/{seed}") for seed in kept.below(f"new-items/{name}")]
+            found = [np.mean([of[f"{part}/{new_items.RIVAL}"].mean() for of in hits]) for part in ("new", "warm")]
+            np.testing.assert_allclose(shown(text, new_items.RIVAL), found, atol=5.1e-5)
+        else:
+            continue
+        checked += 1
+    assert checked
 
 
-def test_the_tables_of_new_items_follow_from_the_hits() -> None:
-    if not (RESULTS / "accuracy-new-items.npz").is_file():
-        pytest.skip("no run with new items is kept")
-    tables = json.loads((RESULTS / "accuracy.json").read_text(encoding="utf-8"))["tables"]
-    with np.load(RESULTS / "accuracy-new-items.npz") as hits:
-        for heading, text in tables.items():
-            if "items held out" not in heading:
-                continue
-            name = heading.split(",")[0]
-            for part, value in zip(("new", "warm"), shown(text, new_items.RIVAL), strict=True):
-                keys = [k for k in hits.files if re.fullmatch(rf"{name}/\d+/{part}/{new_items.RIVAL}", k)]
-                assert value == pytest.approx(np.mean([hits[k].mean() for k in keys]), abs=5.1e-5)
+def test_what_is_kept_grows_part_by_part(tmp_path: Path) -> None:
+    path = tmp_path / "kept.npz"
+    Kept(path).put("lists/a/0/x", {"places": np.arange(3), "cost": np.ones(2)}, 5)
+    kept = Kept(path)
+    kept.put("lists/a/10/x", {"places": np.arange(4)}, 1)
+    kept.put("lists/a/2/x", {"places": np.arange(5)}, 2)
+    assert kept.below("lists/a") == ["0", "2", "10"]
+    kept.put("lists/a/0/x", {"places": np.arange(6)}, 3)
+    again = Kept(path)
+    assert {name: len(of) for name, of in again.get("lists/a/0/x").items()} == {"places": 6}
+    assert again.seconds == 6
+    assert again.below("lists/b") == []
+    assert [line.split(" | ")[0] for line in again.runs().splitlines()[2:]] == [f"| lists/a/{n}" for n in (0, 10, 2)]
 
 
 def test_the_largest_cheap_lift_is_chosen() -> None:
