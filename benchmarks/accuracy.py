@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -119,7 +120,10 @@ def measure(name: str, seed: int, runs: Path, model: str) -> tuple[np.ndarray, n
 
 def measure_lists(names: list[str], seeds: int | None, runs: Path, jobs: int, kept: Kept) -> None:
     """Every model of every set and seed, `jobs` at a time, kept as soon as it is there."""
-    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else asking for a GPU starts CUDA, which survives no fork
+    context = get_context("forkserver")  # a fresh process for each model, without importing everything again
+    context.set_forkserver_preload(["benchmarks.accuracy", "genrec.training.finetune"])
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
         ready = {
             pool.submit(prepare, name, seed, runs): (name, seed)
             for seed in range(max(SEEDS.values()))

@@ -2,7 +2,7 @@
 
     make bench-gpu                                  # two minutes; says so and stops where there is no GPU
 
-Sizes are those of `benchmarks.serving` and `benchmarks.training_speed`: small models, so a GPU mostly waits for Python.
+The beams' model is the small one of `benchmarks.serving`, so a GPU mostly waits for Python there.
 """
 
 from __future__ import annotations

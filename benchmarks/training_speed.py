@@ -32,14 +32,34 @@ from genrec.prompts import Prompt
 from genrec.training.packing import PackedCollator, packed_rows
 
 REPEATS = 3
-HISTORIES = 600  # of the training log; the next 200 are held out
+HELD_OUT = 200  # histories after those that are trained on
 PACK_TOKENS = 192
-ROWS = 8  # packed rows per step
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What keeps a machine busy: a GPU that gets small products waits for Python instead."""
+
+    trained: dict[str, int]  # the base of the race between packed and padded
+    stepped: dict[str, int]  # the larger base of the step beside the matrix products
+    histories: int  # of the training log
+    rows: int  # packed rows per step
+
+
+def sizes() -> Sizes:
+    """For this machine."""
+    if torch.cuda.is_available():
+        wide = {"hidden": 1024, "layers": 8, "heads": 16, "ffn": 3072}
+        return Sizes(wide, wide, 1200, 16)
+    small = {"hidden": 64, "layers": 2, "heads": 2, "ffn": 192}
+    return Sizes(small, {"hidden": 512, "layers": 4, "heads": 8, "ffn": 1536}, 600, 8)
+
+
 LINES = {  # name -> the line, what it must be, and whether more (1) or less (-1) is better
     "speed": ("training: events per second, packed over padded prefixes", 3.0, 1),
     "memory": ("training: peak memory, packed over padded", 1.0, -1),
     "loss": ("training: held-out loss per event, packed over padded, less 1", 0.02, -1),
-    "share": ("training: a step's share of the matrix-product rate, 512 wide", 0.5, 1),
+    "share": ("training: a step's share of the matrix-product rate, larger base", 0.5, 1),
 }
 Kind = Literal["packed", "padded"]
 
@@ -80,20 +100,22 @@ def _only_last(prompt: Prompt, levels: int) -> Prompt:
 
 def train_epoch(runs: Path, kind: Kind, seed: int) -> Epoch:
     """Train one epoch in one manner, in a process of its own."""
-    run = _run(runs, "training-small", {"hidden": 64, "layers": 2, "heads": 2, "ffn": 192})
+    of = sizes()
+    run = _run(runs, "training-small", of.trained)
     space, layout = run.space, run.space.layout
     histories = [h for h in space.split.train if len(h) > 1]
-    train, held_out = histories[:HISTORIES], histories[HISTORIES : HISTORIES + 200]
+    train, held_out = histories[: of.histories], histories[of.histories :][:HELD_OUT]
     events = sum(len(h) for h in train)
-    if kind == "packed":
-        rows = packed_rows([space.prompter.next_item(h) for h in train], PACK_TOKENS)
-        batch = ROWS
-    else:
+    rows = packed_rows([space.prompter.next_item(h) for h in train], PACK_TOKENS)
+    batch = of.rows
+    if kind == "padded":
         prefixes = [space.prompter.next_item(h[: end + 1]) for h in train for end in range(len(h))]
+        batch = round(batch * len(prefixes) / len(rows))
         rows = [packed_rows([_only_last(p, layout.levels)], len(p.input_ids))[0] for p in prefixes]
-        batch = round(ROWS * len(rows) / len(packed_rows([space.prompter.next_item(h) for h in train], PACK_TOKENS)))
     torch.manual_seed(seed)
-    backbone = space.backbone(tuned=True)
+    backbone = space.backbone(tuned=True).to("cuda" if torch.cuda.is_available() else "cpu").train()
+    backbone(**_batch(run, rows[:1], backbone.device))["loss"].backward()  # what a first call starts is not timed
+    backbone.zero_grad()
     with tempfile.TemporaryDirectory() as out:
         trainer = Trainer(
             model=backbone,
@@ -135,9 +157,11 @@ def _wait() -> None:
 
 def matrix_share(runs: Path) -> np.ndarray:
     """A training step's floating-point rate over that of a plain matrix product of its size, per repeat."""
-    run = _run(runs, "training-large", {"hidden": 512, "layers": 4, "heads": 8, "ffn": 1536})
+    of = sizes()
+    run = _run(runs, "training-large", of.stepped)
     space = run.space
-    rows = packed_rows([space.prompter.next_item(h) for h in space.split.train[:HISTORIES]], PACK_TOKENS)[: 2 * ROWS]
+    rows = packed_rows([space.prompter.next_item(h) for h in space.split.train[: of.histories]], PACK_TOKENS)
+    rows = rows[: 2 * of.rows]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = _batch(run, rows, device)
     backbone = space.backbone(tuned=True).to(device).train()
@@ -150,7 +174,8 @@ def matrix_share(runs: Path) -> np.ndarray:
     with FlopCounterMode(display=False) as counter:
         step()
     tokens = batch["input_ids"].numel()
-    left, right = torch.randn(tokens, 512, device=device), torch.randn(512, 1536, device=device)
+    width, inner = of.stepped["hidden"], of.stepped["ffn"]
+    left, right = torch.randn(tokens, width, device=device), torch.randn(width, inner, device=device)
     left @ right
     shares = []
     for _ in range(REPEATS):  # side by side: the machine's other work hits both
@@ -163,7 +188,7 @@ def matrix_share(runs: Path) -> np.ndarray:
         for _ in range(30):
             left @ right
         _wait()
-        of_product = 30 * 2 * tokens * 512 * 1536 / (time.perf_counter() - started)
+        of_product = 30 * 2 * tokens * width * inner / (time.perf_counter() - started)
         shares.append(of_step / of_product)
     return np.array(shares)
 
