@@ -21,15 +21,15 @@ from tests.conftest import WITH_ABLATIONS, logged, manifest_times, ran, tiny_rec
 
 STAGES = ["source", "catalog", "interactions", "features/text", "features/image", "base", "semantic_ids", "alignment"]
 BASELINES = [f"baselines/{name}" for name in ("popularity", "markov", "itemknn", "sasrec")]
-STAGES += [*BASELINES, "lora", "eval", "export", "export-int8", "export-nf4", "quantised"]
+STAGES += [*BASELINES, "lora", "ranking", "eval", "export", "export-int8", "export-nf4", "quantised"]
 MODELS = ["oracle", "popularity", "markov", "itemknn", "sasrec", "genrec", "genrec-no-image", "genrec-no-soft"]
 
 
 def test_every_stage_leaves_an_artefact(whole):
     run, _, lines = whole
     found = [re.sub("/manifest.json$", "", name) for name in manifest_times(run.folder)]
-    variants = [f"ablations/genrec-no-image/{s}" for s in ("semantic_ids", "alignment", "lora")]
-    variants += [f"ablations/genrec-no-soft/{s}" for s in ("semantic_ids", "lora")]
+    variants = [f"ablations/genrec-no-image/{s}" for s in ("semantic_ids", "alignment", "lora", "ranking")]
+    variants += [f"ablations/genrec-no-soft/{s}" for s in ("semantic_ids", "lora", "ranking")]
     assert sorted(found) == sorted(STAGES + variants)
     assert sorted(ran(lines)) == sorted(STAGES + [v.split("/", 2)[2] for v in variants])
     assert not [p for p in run.folder.rglob(".*") if p.name.endswith((".part", ".old", ".tmp"))]
@@ -77,11 +77,12 @@ def test_a_second_start_skips_every_stage(whole):
     assert again == metrics
 
 
-LORA_ON = {"lora", "eval", "export", "export-int8", "export-nf4", "quantised"}
-EVAL_ON = LORA_ON - {"lora"}
+EVAL_ON = {"eval", "export", "export-int8", "export-nf4", "quantised"}
+LORA_ON = EVAL_ON | {"lora", "ranking"}
 IDS_ON = LORA_ON | {"semantic_ids", "alignment"}
-NO_IMAGE = {f"ablations/genrec-no-image/{stage}" for stage in ("semantic_ids", "alignment", "lora")}
-NO_SOFT = {f"ablations/genrec-no-soft/{stage}" for stage in ("semantic_ids", "lora")}
+NO_IMAGE = {f"ablations/genrec-no-image/{stage}" for stage in ("semantic_ids", "alignment", "lora", "ranking")}
+NO_SOFT = {f"ablations/genrec-no-soft/{stage}" for stage in ("semantic_ids", "lora", "ranking")}
+TUNED = {of for of in NO_IMAGE | NO_SOFT if of.endswith(("lora", "ranking"))}
 
 
 @pytest.mark.parametrize(
@@ -98,9 +99,9 @@ NO_SOFT = {f"ablations/genrec-no-soft/{stage}" for stage in ("semantic_ids", "lo
         ({"adapter": {"width": 8}}, {*LORA_ON, "alignment", *NO_IMAGE, *NO_SOFT} - {
             f"ablations/{name}/semantic_ids" for name in ("genrec-no-image", "genrec-no-soft")
         }),
-        ({"finetune": {"learning_rate": 1e-3}}, LORA_ON | {f"ablations/genrec-no-{x}/lora" for x in ("image", "soft")}),
+        ({"finetune": {"learning_rate": 1e-3}}, LORA_ON | TUNED),
         ({"evaluate": {"bootstrap": 101}}, EVAL_ON),
-        ({"new_items": {"relatives": 3}}, EVAL_ON),
+        ({"new_items": {"relatives": 3}}, EVAL_ON | {"ranking"} | {of for of in TUNED if of.endswith("ranking")}),
         ({"serve": {"quantise": ["int8"]}}, {"quantised"}),
     ],
     ids=lambda value: "-".join(f"{k}.{n}" for k, v in value.items() for n in v) if isinstance(value, dict) else "",
