@@ -50,7 +50,7 @@ def sizes() -> Sizes:
     """For this machine."""
     if torch.cuda.is_available():
         wide = {"hidden": 1024, "layers": 8, "heads": 16, "ffn": 3072}
-        return Sizes(wide, wide, 1200, 16)
+        return Sizes(wide, wide, 600, 16)
     small = {"hidden": 64, "layers": 2, "heads": 2, "ffn": 192}
     return Sizes(small, {"hidden": 512, "layers": 4, "heads": 8, "ffn": 1536}, 600, 8)
 
