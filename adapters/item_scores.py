@@ -12,13 +12,19 @@ from genrec.adapters.histories import Histories
 from genrec.adapters.neighbours import WINDOW, Neighbours, Table
 from genrec.adapters.profile import Profile
 from genrec.adapters.repeats import Repeats
+from genrec.adapters.sequence import SequenceScores
 
 KEYS = "keys."  # of the profile's frozen arrays in a saved file; those of a table have its name
+SEQUENCE = "sequence."  # of all that the sequence part saves
 TABLES = ("neighbours", "followers")
 
 
 class ItemScores(nn.Module):
-    """A `Profile`, two tables of `Neighbours`, or some, and `Repeats`; `genrec.trie.Trie.prior` spreads their sum."""
+    """A `Profile`, two tables of `Neighbours`, or some, and `Repeats`; `genrec.trie.Trie.prior` spreads their sum.
+
+    `sequence`, trained apart and on the same events, joins them only after training: before, it would explain what it
+    has seen and leave the others nothing to learn.
+    """
 
     def __init__(self, profile: Profile | None, neighbours: Table | None, followers: Table | None):
         """
@@ -35,6 +41,7 @@ class ItemScores(nn.Module):
         self.neighbours = None if neighbours is None else Neighbours(*neighbours)
         self.followers = None if followers is None else Neighbours(*followers, within=WINDOW)
         self.repeats = Repeats(sizes[0])
+        self.sequence: SequenceScores | None = None
 
     def _sum(self, scores: Callable[[Profile | Neighbours | Repeats], Tensor]) -> Tensor:
         parts = (self.profile, self.neighbours, self.followers)
@@ -42,15 +49,18 @@ class ItemScores(nn.Module):
 
     def forward(self, histories: Histories) -> Tensor:
         """B histories of catalogue rows, oldest first -> float32 [B, N], nats up to a constant per row."""
-        return self._sum(lambda part: part(histories))
+        scores = self._sum(lambda part: part(histories))
+        return scores if self.sequence is None else scores + self.sequence(histories)
 
     def of_events(self, items: Tensor, first: Tensor) -> Tensor:
-        """Scores [M, N] before each event; arguments as for `genrec.adapters.profile.Profile.of_events`."""
+        """Scores [M, N] before each event, without `sequence`; arguments as for `Profile.of_events`."""
         return self._sum(lambda part: part.of_events(items, first))
 
     def save(self, path: Path) -> None:
         """Write weights and frozen arrays as float32 and int64."""
-        state = dict(self.state_dict())
+        state = {name: of for name, of in self.state_dict().items() if not name.startswith(SEQUENCE)}
+        if self.sequence is not None:
+            state |= {f"{SEQUENCE}{name}": of for name, of in self.sequence.tensors().items()}
         if self.profile is not None:
             state |= {f"{KEYS}{name}": self.profile.keys(name) for name in self.profile.names}
         for part in TABLES:
@@ -67,6 +77,7 @@ class ItemScores(nn.Module):
         """
         state = load_file(path)
         keys = {name.removeprefix(KEYS): state.pop(name) for name in list(state) if name.startswith(KEYS)}
+        ordered = {name.removeprefix(SEQUENCE): state.pop(name) for name in list(state) if name.startswith(SEQUENCE)}
         tables: dict[str, Table | None] = dict.fromkeys(TABLES)
         for part in TABLES:
             if f"{part}.columns" in state:
@@ -75,4 +86,5 @@ class ItemScores(nn.Module):
                 )  # fmt: skip
         scores = cls(Profile(keys) if keys else None, **tables)
         scores.load_state_dict(state)
+        scores.sequence = SequenceScores.of_tensors(ordered) if ordered else None
         return scores.eval().requires_grad_(False)

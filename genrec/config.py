@@ -176,6 +176,14 @@ class Mixture(Settings):
     chat: float = Field(0.0, ge=0, description="a user's messages -> the role of each mention, as JSON")
 
 
+class Sequence(Settings):
+    """A self-attentive ranker (SASRec) on the same histories, whose scores join the lists after fine-tuning."""
+
+    epochs: int = Field(0, ge=0, description="most epochs; it stops early on validation (0: none)")
+    width: int = Field(128, ge=8, description="width of its vectors")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout in its blocks")
+
+
 class NewItems(Settings):
     """Items that no training history holds: how they get into the lists. Nothing of it is trained."""
 
@@ -212,6 +220,7 @@ Ablation = Literal[
     "genrec-no-soft",
     "genrec-no-profile",
     "genrec-no-neighbours",
+    "genrec-no-sequence",
     "genrec-no-scores",
     "genrec-no-collaborative",
     "genrec-no-pretraining",
@@ -250,6 +259,7 @@ class Recipe(Settings):
     adapter: Adapter = Adapter()
     align: Align = Align()
     finetune: Finetune = Finetune()
+    sequence: Sequence = Sequence()
     new_items: NewItems = NewItems()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()

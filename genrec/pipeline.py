@@ -48,7 +48,10 @@ def _without_soft_tokens(recipe: Recipe) -> Recipe:
 def _ids_of_content_alone(recipe: Recipe) -> Recipe:
     """A TIGER-style generator (Rajput et al. 2023, arXiv:2305.05065): ids of content, no other sign of an item."""
     return _without(
-        _without_soft_tokens(recipe), backbone={"neighbours": 0}, semantic_ids={"collaborative_weight": 0.0}
+        _without_soft_tokens(recipe),
+        backbone={"neighbours": 0},
+        semantic_ids={"collaborative_weight": 0.0},
+        sequence={"epochs": 0},
     )
 
 
@@ -76,7 +79,8 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
     "genrec-no-soft": _without_soft_tokens,
     "genrec-no-profile": lambda r: _without(r, backbone={"profile": 0}),
     "genrec-no-neighbours": lambda r: _without(r, backbone={"neighbours": 0}),
-    "genrec-no-scores": lambda r: _without(r, backbone={"profile": 0, "neighbours": 0}),
+    "genrec-no-sequence": lambda r: _without(r, sequence={"epochs": 0}),
+    "genrec-no-scores": lambda r: _without(r, backbone={"profile": 0, "neighbours": 0}, sequence={"epochs": 0}),
     "genrec-no-collaborative": lambda r: _without(r, semantic_ids={"collaborative_weight": 0.0}),
     "genrec-no-pretraining": _random_base,
     "tiger": _ids_of_content_alone,
@@ -347,13 +351,31 @@ class Run:
         )  # fmt: skip
         shutil.rmtree(self.folder / ".checkpoints", ignore_errors=True)
 
+    def sequence(self) -> None:
+        """sequence/: a self-attentive ranker and how much it counts; skipped where the recipe wants none."""
+        if self.recipe.sequence.epochs == 0:
+            shutil.rmtree(self.folder / "sequence", ignore_errors=True)  # of an earlier recipe
+            return
+        from genrec.training.sequence import fit_sequence
+
+        settings = {**self._settings("sequence"), "exclude_seen": self.recipe.data.exclude_seen}
+        inputs = {
+            **self._feature_keys(),
+            "interactions": key_at(self.shared / "interactions"),
+            "lora": key_at(self.folder / "lora"),
+        }
+        run_stage(
+            self.folder, "sequence", settings, inputs, lambda out: fit_sequence(self.space, out), self.force
+        )  # fmt: skip
+
     def train(self) -> None:
-        """What a variant does again: semantic ids, alignment, fine-tuning, and the base where it wants another."""
+        """What a variant does again: from semantic ids to the sequence part, and the base where it wants another."""
         if self.recipe.backbone.scratch != load_recipe(self.shared / "recipe.yaml").backbone.scratch:
             self.base()
         self.semantic_ids()
         self.align()
         self.finetune()
+        self.sequence()
 
     def through_training(self) -> None:
         """Every stage up to the tuned generator."""
@@ -361,6 +383,10 @@ class Run:
         self.encode()
         self.base()
         self.train()
+
+    def _tuned_keys(self) -> dict[str, str]:
+        stages = ("lora", "sequence") if self.recipe.sequence.epochs else ("lora",)
+        return {stage: key_at(self.folder / stage) for stage in stages}
 
     def rank_test(self) -> Path:
         """ranking/: the generator's top 50 for every test case, int32 [n, 50], in top.npy; returns the folder."""
@@ -384,7 +410,7 @@ class Run:
 
         settings = {"exclude_seen": recipe.data.exclude_seen, "beams": recipe.evaluate.beams}
         settings |= self._settings("new_items")
-        inputs = {"lora": key_at(self.folder / "lora"), "interactions": key_at(self.shared / "interactions")}
+        inputs = {**self._tuned_keys(), "interactions": key_at(self.shared / "interactions")}
         return run_stage(self.folder, "ranking", settings, inputs, build, self.force)
 
     def export(self) -> Path:
@@ -434,7 +460,7 @@ class Run:
                 ),
             )
 
-        inputs = {"lora": key_at(self.folder / "lora"), "catalog": key_at(self.shared / "catalog")}
+        inputs = {**self._tuned_keys(), "catalog": key_at(self.shared / "catalog")}
         if (self.folder / "eval" / MANIFEST).is_file():
             inputs["eval"] = key_at(self.folder / "eval")
         settings = {"name": self.recipe.name, "new_items": self.recipe.new_items.model_dump()}

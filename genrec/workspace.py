@@ -16,6 +16,7 @@ from genrec.adapters.item_scores import ItemScores
 from genrec.adapters.neighbours import Table, follower_table, neighbour_table
 from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.profile import Profile, content_keys
+from genrec.adapters.sequence import SequenceScores
 from genrec.artefacts import MANIFEST, read_manifest
 from genrec.backbone import Backbone
 from genrec.bases import load_base
@@ -25,10 +26,11 @@ from genrec.encoders.features import Features
 from genrec.interactions import Log
 from genrec.prompts import Layout, Prompter
 from genrec.semantic_ids import SemanticIds
-from genrec.splits import Split
+from genrec.splits import Cases, Split
 from genrec.synthetic import Truth
 from genrec.writer import Writer
 
+SEQUENCE = "sequence.safetensors"
 WIDTH = 128  # most values per modality that relatives are found by, where there is no profile to say it
 
 
@@ -129,6 +131,15 @@ class Workspace:
         histories, n_items = self.split.train, len(self.catalogue.item_ids)
         return neighbour_table(histories, n_items, most), follower_table(histories, n_items, most)
 
+    @cached_property
+    def chooses(self) -> Cases:
+        """The validation cases that fine-tuning and what comes after it choose by."""
+        valid, most = self.split.valid, self.recipe.finetune.valid_users
+        if len(valid) <= most:
+            return valid
+        chosen = np.random.default_rng(self.recipe.seed).choice(len(valid), most, replace=False)
+        return Cases(valid.users[chosen], [valid.histories[i] for i in chosen], valid.targets[chosen])
+
     def item_scores(self) -> ItemScores | None:
         """Fresh item scores as the recipe wants them; None where it wants none or has no features for them."""
         profile = Profile(self.content_keys) if self.recipe.backbone.profile and self.features else None
@@ -187,4 +198,7 @@ class Workspace:
         """The fine-tuned backbone, in eval mode, on a GPU where there is one."""
         backbone = self.backbone(tuned=True, load_in=load_in)
         backbone.load_trained(load_file(self.folder / "lora" / "trained.safetensors"))
+        sequence = self.folder / "sequence" / SEQUENCE
+        if sequence.is_file() and backbone.item_scores is not None:
+            backbone.item_scores.sequence = SequenceScores.load(sequence)
         return backbone.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from genrec.adapters.self_attention import Network, left_pad
 from genrec.baselines import Popularity, Ranker, ndcg10
 from genrec.errors import ConfigError
-from genrec.sasrec import Network, SASRec, left_pad
+from genrec.sasrec import SASRec
 from genrec.splits import Cases
 
 N_ITEMS = 60

@@ -204,7 +204,7 @@ def finetune(space: Workspace, checkpoints: Path) -> tuple[Backbone, dict[str, A
     Returns:
         the best state on validation, and {"curve", "best_ndcg@10", "trainable_parameters", "rows", "tokens"}.
     """
-    settings, seed = space.recipe.finetune, space.recipe.seed
+    settings = space.recipe.finetune
     rows = samples(space)
     n_rows = len(rows)
     # else accelerate repeats rows to fill the last batch of every process, and gradients depend on their number
@@ -212,13 +212,9 @@ def finetune(space: Workspace, checkpoints: Path) -> tuple[Backbone, dict[str, A
     backbone = space.backbone(tuned=True)
     trainable = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
     log.info("backbone: %d parameters, %d trained", sum(p.numel() for p in backbone.parameters()), trainable)
-    valid = space.split.valid
-    if len(valid.targets) > settings.valid_users:
-        chosen = np.random.default_rng(seed).choice(len(valid.targets), settings.valid_users, replace=False)
-        valid = Cases(valid.users[chosen], [valid.histories[i] for i in chosen], valid.targets[chosen])
     trainer = BackboneTrainer(
         space=space,
-        valid=valid,
+        valid=space.chooses,
         model=backbone,
         args=sft_config(space, checkpoints, len(rows)),
         train_dataset=Dataset.from_list([{k: v.tolist() for k, v in row.items()} for row in rows]),

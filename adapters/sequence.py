@@ -1,0 +1,81 @@
+"""The order of a history: a small self-attentive ranker's logits, as a score for every item.
+
+Neighbours and profiles read a history as a bag that fades; in a long one the order says more. The network is SASRec's,
+trained alone on the same histories; `weight` says how much its logits count beside the other scores. In effect a
+product of two experts, the generator and SASRec, as an ensemble of them would be.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from genrec.adapters.histories import Histories
+from genrec.adapters.self_attention import Network, left_pad
+
+HEADS = 2
+NETWORK = "network."  # of its weights in a saved file
+FEATURES = "features"
+
+
+class SequenceScores(nn.Module):
+    """``score(i) = weight * logit(i)`` after the newest event; 0 for an empty history."""
+
+    weight: Tensor  # float32 scalar
+
+    def __init__(self, network: Network, weight: float):
+        """
+        Args:
+            network: trained; it stays as it is.
+            weight: nats per nat of its logits.
+        """
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.register_buffer("weight", torch.tensor(weight))
+
+    def forward(self, histories: Histories) -> Tensor:
+        """B histories of catalogue rows, oldest first -> float32 [B, N]."""
+        table, longest = self.network.table(), self.network.ages.num_embeddings
+        scores = table.new_zeros(len(histories), len(table))
+        rows = [row for row, history in enumerate(histories) if len(history)]
+        if rows and self.weight:
+            inputs = left_pad([np.asarray(histories[row][-longest:]) for row in rows]).to(table.device)
+            scores[rows] = self.weight * (self.network(inputs, table)[:, -1] @ table.T)
+        return scores
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `of_tensors` needs: weights, features, weight; float32."""
+        state = {f"{NETWORK}{name}": of for name, of in self.network.state_dict().items()}
+        if self.network.features is not None:
+            state[FEATURES] = self.network.features
+        return state | {"weight": self.weight}
+
+    @classmethod
+    def of_tensors(cls, state: dict[str, Tensor]) -> SequenceScores:
+        """The inverse of `tensors`; KeyError where something is missing."""
+        weights = {name.removeprefix(NETWORK): of for name, of in state.items() if name.startswith(NETWORK)}
+        n_items, width = weights["items.weight"].shape
+        network = Network(
+            n_items,
+            max_history=len(weights["ages.weight"]),
+            width=width,
+            layers=len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),
+            heads=HEADS,
+            dropout=0.0,
+            features=state.get(FEATURES),
+        )
+        network.load_state_dict(weights)
+        return cls(network, float(state["weight"]))
+
+    def save(self, path: Path) -> None:
+        """Write all of it."""
+        save_file({name: of.detach().cpu().contiguous() for name, of in self.tensors().items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> SequenceScores:
+        """Read what `save` wrote."""
+        return cls.of_tensors(load_file(path))
