@@ -162,9 +162,16 @@ def quantize(
     users: Annotated[int, typer.Option(help="test users to compare lists on")] = 300,
 ) -> None:
     """Write a quantised copy beside an export and say what it costs."""
+    from genrec.errors import ArtefactError
     from genrec.whole_path import quantise_and_compare
 
-    print_rows(quantise_and_compare(export, [method], users))
+    rows = quantise_and_compare(export, [method], users)
+    print_rows(rows)
+    if not rows[-1]["blessed"]:
+        raise ArtefactError(
+            f"{export.parent / rows[-1]['export']}: refused, overlap@10 {rows[-1]['overlap@10']:.3f} is below the "
+            "recipe's serve.min_overlap; serve the original, or try another method"
+        )
 
 
 @app.command()

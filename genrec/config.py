@@ -245,6 +245,9 @@ class Serve(Settings):
     """Export and serving."""
 
     quantise: list[Literal["nf4", "int8"]] = Field(["int8", "nf4"], description="quantised copies of the export")
+    min_overlap: float = Field(
+        0.8, ge=0, le=1, description="a copy whose top 10 share less with the export's is refused, and not served"
+    )
 
 
 class Recipe(Settings):

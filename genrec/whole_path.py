@@ -109,14 +109,17 @@ def quantise_and_compare(export: Path, methods: Sequence[str], users: int, force
         force: do it again even when nothing changed.
 
     Returns:
-        rows of `genrec.serving.quantise.compare_exports`; also kept in quantised/comparison.json beside the export.
+        rows of `genrec.serving.quantise.compare_exports`, also kept in quantised/comparison.json beside the export,
+        and whether each export is ``blessed``: a copy that agrees less than serve.min_overlap is not.
     """
-    from genrec.serving.export import Export
-    from genrec.serving.quantise import compare_exports, quantise_export
+    from genrec.serving.export import REFUSED, Export
+    from genrec.serving.quantise import bless, compare_exports, quantise_export
     from genrec.serving.torch_engine import TorchEngine
 
     run = Run.open(export.parent)
     copies = [quantise_export(export, run.folder, method, force) for method in methods]
+    for copy in copies:
+        (copy / REFUSED).unlink(missing_ok=True)  # an earlier demand may have been higher
     test, seed, exclude_seen = run.space.split.test, run.recipe.seed, run.recipe.data.exclude_seen
 
     def build(out: Path) -> None:
@@ -138,9 +141,13 @@ def quantise_and_compare(export: Path, methods: Sequence[str], users: int, force
     table: list[dict[str, Any]] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     for row in table:
         log.info(
-            "%s: %.1f MB, overlap@10 %.3f, N@10 %+.4f",
-            row["export"], row["bytes"] / 1e6, row["overlap@10"], row["change"],
+            "%s: %.1f MB (%.0f %%), %.0f users/s, overlap@10 %.3f, N@10 %+.4f [%+.4f, %+.4f]",
+            row["export"], row["bytes"] / 1e6, 100 * row["share"], row["users/s"], row["overlap@10"], row["change"],
+            *row["ci95"],
         )  # fmt: skip
+        row["blessed"] = row["export"] == export.name or bless(
+            export.parent / row["export"], row["overlap@10"], run.recipe.serve.min_overlap
+        )
     return table
 
 

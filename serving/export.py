@@ -36,6 +36,7 @@ from genrec.prompts import Layout, Prompt, Prompter
 
 log = logging.getLogger(__name__)
 FORMAT = 4
+REFUSED = "refused.txt"  # in a quantised copy that agreed too little with the original: why
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Export:
             ArtefactError: the folder is no whole export, or its items are not those it was made with.
         """
         folder = Path(folder)
+        if (folder / REFUSED).is_file():
+            raise ArtefactError(f"{folder}: {(folder / REFUSED).read_text(encoding='utf-8')}")
         manifest = read_manifest(folder)
         result = manifest.get("result", {})
         if result.get("format") != FORMAT:

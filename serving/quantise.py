@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from genrec.artefacts import MANIFEST, key_at, run_stage
+from genrec.artefacts import MANIFEST, key_at, run_stage, write_text
 from genrec.errors import ConfigError
 from genrec.metrics import paired, per_user
 from genrec.serving.engine import RecommendRequest
-from genrec.serving.export import Export
+from genrec.serving.export import REFUSED, Export
 from genrec.serving.torch_engine import TorchEngine
 from genrec.splits import Cases
 
@@ -118,6 +119,25 @@ def quantise_export(export_dir: Path, run_dir: Path, method: str, force: bool = 
     return run_stage(run_dir, f"export-{method}", settings, {"export": key_at(export_dir)}, build, force)
 
 
+def bless(copy: Path, overlap: float, least: float) -> bool:
+    """Let a quantised copy be served where it agrees enough with the original; else `Export.load` refuses it.
+
+    Args:
+        copy: its folder.
+        overlap: mean share of the original's top 10 that is in the copy's.
+        least: what the recipe demands of it.
+    """
+    if overlap >= least:
+        return True
+    why = (
+        f"refused: its lists share {overlap:.3f} of the top 10 with the original's, and serve.min_overlap demands "
+        f"{least:g}; serve the original or another method, or lower the demand and run genrec quantize again"
+    )
+    write_text(copy / REFUSED, why)
+    log.warning("%s: %s", copy, why)
+    return False
+
+
 def _top_rows(engine: TorchEngine, requests: Sequence[RecommendRequest]) -> np.ndarray:
     """Top 10 catalogue rows per request: int32 [n, 10], -1 pads."""
     top = np.full((len(requests), TOP), -1, np.int32)
@@ -147,9 +167,10 @@ def compare_exports(
         seed: of the resamples.
 
     Returns:
-        One row per export, the reference first: ``export`` (folder name), ``bytes`` of model/, ``users``,
-        ``overlap@10`` (mean share of the reference's top 10 that is in the export's, in 0..1), ``ndcg@10``,
-        ``change`` (N@10 minus the reference's) and its paired 95 % interval ``ci95``.
+        One row per export, the reference first: ``export`` (folder name), ``bytes`` of model/ and their ``share`` of
+        the reference's, ``users``, ``users/s`` (lists on this machine, in turns), ``overlap@10`` (mean share of the
+        reference's top 10 that is in the export's, in 0..1), ``ndcg@10``, ``change`` (N@10 minus the reference's) and
+        its paired 95 % interval ``ci95``.
     """
     ids = reference.export.catalogue.item_ids
     requests = [
@@ -158,7 +179,10 @@ def compare_exports(
     rows: list[dict[str, Any]] = []
     base_top = base_gain = None
     for engine in chain([reference], quantised):
+        engine.recommend(requests[:1])  # what a first call starts is not timed
+        started = time.perf_counter()
         top = _top_rows(engine, requests)
+        seconds, size = time.perf_counter() - started, folder_bytes(engine.export.model_dir)
         gain = per_user(top, cases.targets, ks=(TOP,))["ndcg@10"]
         if base_top is None or base_gain is None:
             base_top, base_gain = top, gain
@@ -167,8 +191,10 @@ def compare_exports(
         rows.append(
             {
                 "export": engine.export.folder.name,
-                "bytes": folder_bytes(engine.export.model_dir),
+                "bytes": size,
+                "share": size / (rows[0]["bytes"] if rows else size),
                 "users": len(requests),
+                "users/s": len(requests) / seconds,
                 "overlap@10": float((shared / np.maximum((base_top >= 0).sum(1), 1)).mean()),
                 "ndcg@10": float(gain.mean()),
                 "change": change["mean"],

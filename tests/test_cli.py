@@ -51,7 +51,7 @@ def test_recommend_and_features(whole, tmp_path):
 
 def test_quantize_compares(whole, monkeypatch):
     run, _, _ = whole
-    rows = [{"export": "export", "overlap@10": 1.0}, {"export": "export-int8", "overlap@10": 0.98765}]
+    rows = [{"export": "export", "overlap@10": 1.0}, {"export": "export-int8", "overlap@10": 0.98765, "blessed": True}]
     monkeypatch.setattr("genrec.whole_path.quantise_and_compare", lambda *_: rows)
     assert "0.9877" in call("quantize", run.folder / "export", "--method", "int8")
 

@@ -8,8 +8,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from genrec.artefacts import MANIFEST, key_of, read_manifest, write_json
+from genrec.cli import app
 from genrec.config import resolve_recipe
 from genrec.errors import ArtefactError
 from genrec.metrics import KS
@@ -17,6 +19,7 @@ from genrec.pipeline import Run
 from genrec.serving.engine import RecommendRequest
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
+from genrec.whole_path import quantise_and_compare
 from tests.conftest import WITH_ABLATIONS, logged, manifest_times, ran, tiny_recipe
 
 STAGES = ["source", "catalog", "interactions", "features/text", "features/image", "base", "semantic_ids", "alignment"]
@@ -175,6 +178,24 @@ def test_quantised_copies_are_compared(whole):
     # test users are scored by the same ranker as in the table
     ndcg = json.loads((run.folder / "eval" / "metrics.json").read_text())["models"]["genrec"]["ndcg@10"]["mean"]
     assert rows[0]["ndcg@10"] == pytest.approx(ndcg, abs=0.02)
+
+
+def test_a_copy_that_agrees_too_little_is_not_served(whole, tmp_path):
+    run, _, _ = whole
+    folder = tmp_path / "tiny"
+    shutil.copytree(run.folder, folder)
+    demanding = Run.create(resolve_recipe(tiny_recipe(evaluate=WITH_ABLATIONS, serve={"min_overlap": 1})), tmp_path)
+    rows = quantise_and_compare(folder / "export", ["nf4"], 120)
+    assert rows[1]["overlap@10"] < 1
+    assert [row["blessed"] for row in rows] == [True, False]
+    with pytest.raises(ArtefactError, match=r"refused: .* serve\.min_overlap demands 1; serve the original"):
+        Export.load(folder / "export-nf4")
+    done = CliRunner().invoke(app, ["quantize", str(folder / "export"), "--method", "nf4", "--users", "120"])
+    assert (type(done.exception), done.exit_code) == (ArtefactError, 1)
+    changed = demanding.recipe.serve.model_copy(update={"min_overlap": 0.1})
+    Run.create(demanding.recipe.model_copy(update={"serve": changed}), tmp_path)
+    assert quantise_and_compare(folder / "export", ["nf4"], 120)[1]["blessed"]
+    assert Export.load(folder / "export-nf4").manifest["result"]["quantised"]["method"] == "nf4"
 
 
 def test_a_moved_run_is_not_run_again(whole, tmp_path):
