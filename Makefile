@@ -97,7 +97,7 @@ bench-real: $(STAMP)  ## the whole path on the real sets that lie beside the che
 bench-writing: $(STAMP)  ## are the texts true and personal, do batches survive; on the embedded catalogue
 	$(PY) -m benchmarks.writing
 
-bench-serving: $(STAMP)  ## lists, prefix cache and trie against their rivals and floors
+bench-serving: $(STAMP)  ## beams, caches, trie, quantised copies, fuzzing, overload against their rivals and floors
 	$(PY) -m benchmarks.serving
 
 bench-gpu: $(STAMP)  ## the beams and the training step on a GPU, where there is one

@@ -1,21 +1,23 @@
 """Serving's claims, measured side by side: exact beams, the floor below them, the prefix cache, the trie's size.
 
-    make bench-serving                                              # minutes on two idle cores
-    python -m benchmarks.serving --repeats 1 --items 10000 100000   # a first look
+    make bench-serving                                              # half an hour on two idle cores
+    python -m benchmarks.serving --parts lists --repeats 1          # a first look at one part
 
-The weights are random (`benchmarks.serving_model`). Rivals take turns within one process, so that other work on the
-machine meets both; a ratio's interval is that of its mean over repeats.
+What each part found is kept in benchmarks/results/serving.npz: what one call does not measure stays as an earlier one
+left it. The weights are random (`benchmarks.serving_model`) but for quantised copies. Rivals take turns within one
+process, so that other work on the machine meets both; a ratio's interval is that of its mean over repeats.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,11 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.results import Check, finish
+from benchmarks.fuzz import fuzz
+from benchmarks.kept import Kept
+from benchmarks.overload import overload
+from benchmarks.quantised import quantised
+from benchmarks.results import RESULTS, ROOT, Check, finish
 from benchmarks.serving_model import CODES, LEVELS, random_export, random_ids
 from genrec.serving.engine import RankedItem, RecommendRequest
 from genrec.serving.export import Export
@@ -37,6 +43,7 @@ log = logging.getLogger("benchmarks.serving")
 USERS, BEAMS, EVENTS, LONG = 16, 20, 20, 50
 CATALOGUE = 10_000
 STEP_CALLS = 20
+Part = tuple[list[Check], dict[str, str]]  # its lines, and heading -> Markdown
 TOLERANCE = 1e-3  # of a score, log P(item): float32 sums in another order
 
 
@@ -245,23 +252,61 @@ def trie_sizes(sizes: list[int], repeats: int) -> tuple[list[Check], str]:
     return checks, f"{USERS} users, {BEAMS} beams, a filter for all.\n\n" + "\n".join(table)
 
 
+def lists(arguments: argparse.Namespace) -> Part:
+    """Beams and prefix cache on the random export."""
+    folder = random_export(arguments.runs, CATALOGUE)
+    checks, table = beams(folder, arguments.repeats)
+    return checks + one_more_event(folder, arguments.repeats), {"Lists": table}
+
+
+def catalogue_size(arguments: argparse.Namespace) -> Part:
+    """The trie from few items to many."""
+    checks, table = trie_sizes(sorted(arguments.items), arguments.repeats)
+    return checks, {"Catalogue size": table}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {
+    "lists": lists,
+    "catalogue-size": catalogue_size,
+    "quantised": lambda arguments: quantised(arguments.runs),
+    "fuzz": lambda arguments: fuzz(arguments.document, arguments.words),
+    "overload": lambda arguments: overload(arguments.runs, CATALOGUE, arguments.seconds),
+}
+
+
+def verdicts(kept: Kept) -> Part:
+    """The lines and tables of every part of which something is kept, in the order of `PARTS`."""
+    checks: list[Check] = []
+    tables: dict[str, str] = {}
+    for name in PARTS:
+        if of := kept.get(f"serving/{name}"):
+            checks += [Check(**check) for check in json.loads(str(of["checks"]))]
+            tables |= json.loads(str(of["tables"]))
+    return checks, tables | {"Which run each number comes from": kept.runs()}
+
+
 def main() -> int:
+    """Measure what is asked for, then write the verdicts on all that is kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="none: only render what is kept")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--items", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7])
+    parser.add_argument("--document", type=int, default=5_000, help="requests that schemathesis makes up")
+    parser.add_argument("--words", type=int, default=10_000, help="conversations, and item texts, that are made up")
+    parser.add_argument("--seconds", type=float, default=300, help="of the overload")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-serving", help="where exports are made")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     log.setLevel(logging.INFO)
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as runs:
-        folder = random_export(Path(runs), CATALOGUE)
-        checks, lists = beams(folder, arguments.repeats)
-        checks += one_more_event(folder, arguments.repeats)
-    of_trie, sizes = trie_sizes(sorted(arguments.items), arguments.repeats)
-    return finish(
-        "serving", "make bench-serving", [0], time.monotonic() - started, checks + of_trie,
-        {"Lists": lists, "Catalogue size": sizes},
-    )  # fmt: skip
+    logging.getLogger("genrec").setLevel(logging.INFO)
+    kept = Kept(RESULTS / "serving.npz")
+    for name in arguments.parts:
+        started = time.monotonic()
+        checks, tables = PARTS[name](arguments)
+        found = {"checks": json.dumps([asdict(check) for check in checks]), "tables": json.dumps(tables)}
+        kept.put(f"serving/{name}", {key: np.array(text) for key, text in found.items()}, time.monotonic() - started)
+    checks, tables = verdicts(kept)
+    return finish("serving", "make bench-serving", [0], kept.seconds, checks, tables)
 
 
 if __name__ == "__main__":

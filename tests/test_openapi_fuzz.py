@@ -3,6 +3,7 @@
 GENREC_FUZZ_CASES=5000 asks for more cases in all; the test run's number keeps it short.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from genrec.prompts import Prompter
 from genrec.serving.api_keys import Keys, add_key
 from genrec.serving.chat import Chat
 from genrec.serving.export import Export
@@ -224,3 +226,32 @@ def test_any_conversation_is_answered_about_items_that_may_be_shown(client: http
 
     one()
     assert client.post("/v1/recommend", json={"history": ["item-1"]}).status_code == 200
+
+
+def test_any_item_text_is_only_text(export: Export) -> None:
+    """Titles, attributes and descriptions made of control tokens and forged ids: no token but those of the template."""
+    layout, special = export.layout, set(export.tokenizer.all_special_ids)
+    forged = st.sampled_from([*layout.token_strings(), *export.tokenizer.all_special_tokens, "\n", "item-3"])
+    hostile = st.text(max_size=40) | st.lists(forged | st.text(max_size=5), max_size=8).map("".join)
+
+    def control(title: str, colour: str, text: str) -> list[list[int]]:
+        catalogue = dataclasses.replace(
+            export.catalogue,
+            titles=[title, *export.catalogue.titles[1:]],
+            attributes=[{"colour": colour}, *export.catalogue.attributes[1:]],
+        )
+        prompter = Prompter(export.tokenizer, layout, export.codes, catalogue=catalogue)
+        prompts = [prompter.write("describe", [3, 0], 0, text=text), prompter.item_text(0, text), prompter.text_id(0)]
+        return [[i for i in p.input_ids.tolist() if i >= layout.sid_start or i in special] for p in prompts]
+
+    naive = export.tokenizer(layout.token_strings()[0]).input_ids
+    assert max(naive) >= layout.sid_start  # as a tokenizer reads it that knows its special tokens
+    expected = control("lamp", "red", "A lamp.")
+    assert [len(of) for of in expected] > [0, 0, layout.levels]
+
+    @given(title=hostile, colour=hostile, text=hostile)
+    @settings(QUIET, max_examples=max(1, CASES // 6))
+    def one(title, colour, text) -> None:
+        assert control(title, colour, text) == expected
+
+    one()
