@@ -275,17 +275,17 @@ class Run:
         """base/: the scratch LM, the language part of a multimodal base, or a note where the base is."""
         from genrec.bases import extract_language_part, is_multimodal
         from genrec.scratch import make_scratch
+        from genrec.training.texts import exercises
 
-        backbone = self.recipe.backbone
+        backbone, mixture = self.recipe.backbone, self.recipe.finetune.mixture.model_dump()
         scratch = backbone.base.startswith("scratch:")
+        taught = scratch and any(mixture.values())
 
         def build(out: Path) -> dict[str, Any]:
             if scratch:
                 shape = backbone.scratch.model_dump()
-                return {
-                    "path": None,
-                    **make_scratch(self.space.catalogue.texts(), out, seed=self.recipe.seed, **shape),
-                }
+                texts, seed = self.space.catalogue.texts(), self.recipe.seed
+                return {"path": None, **make_scratch(texts, out, exercises=exercises(self.space), seed=seed, **shape)}
             if is_multimodal(backbone.base, backbone.trust_remote_code):
                 return {"path": None, **extract_language_part(backbone.base, out, backbone.trust_remote_code)}
             return {"path": backbone.base}
@@ -293,8 +293,11 @@ class Run:
         settings = {
             "base": backbone.base,
             **({"scratch": backbone.scratch.model_dump(), "seed": self.recipe.seed} if scratch else {}),
+            **({"mixture": mixture} if taught else {}),
         }
         inputs = {"catalog": key_at(self.shared / "catalog")} if scratch else {}
+        if taught:
+            inputs["interactions"] = key_at(self.shared / "interactions")
         config = Path(backbone.base) / "config.json"
         if not scratch and config.is_file():
             inputs["config"] = file_hash(config)

@@ -1,7 +1,7 @@
 """A small causal LM made on the spot, for machines without a model hub.
 
-A byte-level BPE tokenizer is trained on the catalogue's text, a small Qwen3 or Llama is initialised, and both are
-pre-trained on that text for a minute or two, so that LoRA has something to adapt.
+A byte-level BPE tokenizer is trained on the catalogue's text and on that of the tasks to come, a small Qwen3 or Llama
+is initialised and pre-trained on both for some minutes, so that there is something to adapt.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 END = "<|endoftext|>"
 RATE = 5e-3  # peak of the schedule
 FIRST_LINES = 3  # of an item, before all of them come
+EXERCISES = 0.5  # of the documents, where there are any
 IGNORED = -100  # a target that teaches nothing
 
 
@@ -46,15 +47,19 @@ class Documents:
 
     What came first tells much of what follows, so the model learns to read its context: the ability that a large
     pre-trained model brings along, and that soft tokens need, for they are context. Without the repetition two layers
-    learn no such thing in this time (docs/LOG.md, 2026-11-25).
+    learn no such thing in this time (docs/LOG.md, 2026-11-25). Half are exercises where there are any: what the tasks'
+    prompts say in words.
     """
 
-    def __init__(self, texts: Sequence[str], seed: int):
+    def __init__(self, texts: Sequence[str], exercises: Sequence[str], seed: int):
+        self.exercises = exercises
         self.items = [[line for line in text.split("\n") if line] or [""] for text in texts]
         self.rng = random.Random(seed)
 
     def document(self) -> str:
         """One document."""
+        if self.exercises and self.rng.random() < EXERCISES:
+            return self.rng.choice(self.exercises)
         lines = self.rng.choice(self.items)
         some = self.rng.sample(lines, min(len(lines), FIRST_LINES))
         return "\n".join([*some, *self.rng.sample(lines, len(lines))])
@@ -64,6 +69,7 @@ def make_scratch(
     texts: Sequence[str],
     folder: Path,
     *,
+    exercises: Sequence[str] = (),
     arch: str,
     hidden: int,
     layers: int,
@@ -80,6 +86,7 @@ def make_scratch(
     Args:
         texts: one text per item.
         folder: where `from_pretrained` will find them.
+        exercises: texts of the tasks that will be trained: without them their words are spelled out in bytes.
         arch: "qwen3" or "llama".
         hidden: D; layers, heads, ffn: the model's shape.
         vocab: tokens of the BPE.
@@ -89,9 +96,9 @@ def make_scratch(
     Returns:
         {"parameters", "vocab", "curve": [{"step", "loss"}]}, loss in nats per token.
     """
-    documents = Documents(texts, seed)
+    documents = Documents(texts, exercises, seed)
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(texts, vocab)
+    tokenizer = train_tokenizer([*texts, *exercises], vocab)
     config = AutoConfig.for_model(
         arch,
         vocab_size=len(tokenizer),

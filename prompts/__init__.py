@@ -193,6 +193,33 @@ def render(task: str, template: str | None = None, **values: Any) -> list[Part]:
     return parts
 
 
+def item_of(catalogue: Catalogue | None, row: int) -> Item:
+    """What templates see of a catalogue row; without a catalogue no text of it."""
+    if catalogue is None:
+        return Item(int(row))
+    return Item(int(row), title_of(catalogue, row), card(catalogue, row))
+
+
+def writing_parts(
+    catalogue: Catalogue | None,
+    task: str,
+    history: Sequence[int] | np.ndarray,
+    row: int,
+    style: str = DEFAULT_STYLE,
+    text: str | None = None,
+    evidence: Sequence[int] | None = None,
+    template: str | None = None,
+) -> list[Part]:
+    """What a writing task's prompt consists of; arguments as in `Prompter.write`."""
+    values: dict[str, Any] = {}
+    if task == "explain":
+        if evidence is None:
+            evidence = [] if catalogue is None else evidence_of(catalogue, history, row)
+        values["evidence"] = [item_of(catalogue, r) for r in evidence]
+    shown, item = [Item(int(r)) for r in history], item_of(catalogue, row)
+    return render(task, template, history=shown, item=item, style=style, answer=Answer(text), **values)
+
+
 def plain_tokenizer(tokenizer: Any) -> Tokenizer:
     """A copy of a fast tokenizer that knows no added and no special token.
 
@@ -284,9 +311,7 @@ class Prompter:
 
     def item(self, row: int) -> Item:
         """What templates see of a catalogue row."""
-        if self.catalogue is None:
-            return Item(int(row))
-        return Item(int(row), title_of(self.catalogue, row), card(self.catalogue, row))
+        return item_of(self.catalogue, row)
 
     def id_text(self, row: int, text: str | None = None) -> Prompt:
         """Semantic id -> the item's text (given: a training sample)."""
@@ -296,24 +321,9 @@ class Prompter:
         """The item's title and attributes -> its semantic id: a training sample."""
         return self.encode(render("text_id", item=self.item(row)))
 
-    def parts(
-        self,
-        task: str,
-        history: Sequence[int] | np.ndarray,
-        row: int,
-        style: str = DEFAULT_STYLE,
-        text: str | None = None,
-        evidence: Sequence[int] | None = None,
-        template: str | None = None,
-    ) -> list[Part]:
+    def parts(self, task: str, history: Sequence[int] | np.ndarray, row: int, **values: Any) -> list[Part]:
         """What a writing task's prompt consists of; arguments as in `write`."""
-        values: dict[str, Any] = {}
-        if task == "explain":
-            if evidence is None:
-                evidence = [] if self.catalogue is None else evidence_of(self.catalogue, history, row)
-            values["evidence"] = [self.item(r) for r in evidence]
-        shown = [Item(int(r)) for r in history]
-        return render(task, template, history=shown, item=self.item(row), style=style, answer=Answer(text), **values)
+        return writing_parts(self.catalogue, task, history, row, **values)
 
     def write(self, task: str, history: Sequence[int] | np.ndarray, row: int, **values: Any) -> Prompt:
         """History and item -> a text about the item.

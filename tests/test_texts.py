@@ -9,8 +9,9 @@ from genrec.chat_quality import measure_chat
 from genrec.config import resolve_recipe
 from genrec.errors import ConfigError
 from genrec.pipeline import Run
+from genrec.scratch import train_tokenizer
 from genrec.text_quality import distinct, measure, subjects, swap_pairs, swap_values
-from genrec.training.texts import chat_samples, held_out_users, text_samples
+from genrec.training.texts import chat_samples, exercises, held_out_users, text_samples
 from tests.conftest import tiny_recipe
 
 MIXTURE = {"describe": 1.0, "explain": 0.5, "headline": 0.5, "id_text": 0.2, "text_id": 0.2, "chat": 0.5}
@@ -49,8 +50,19 @@ def test_samples_follow_the_mixture_and_leave_users_out(writing: Run) -> None:
     assert cold.isdisjoint({int(slot) // soft for p in prompts for slot in p.slots if slot >= 0})
 
 
+def test_a_scratch_base_learns_the_words_of_its_tasks(writing: Run) -> None:
+    said = exercises(writing.space)
+    assert any("Describe, long plain:This is " in text and "Its " in text for text in said)
+    assert any(text.startswith("User: ") and "[X]" in text and text.endswith('"') for text in said)
+    assert not any("<|" in text for text in said)  # ids and vectors are left out
+    plain = train_tokenizer(writing.space.catalogue.texts(), writing.recipe.backbone.scratch.vocab)  # the control
+    tokens = [sum(len(of(text).input_ids) for text in said) for of in (writing.space.tokenizer, plain)]
+    assert tokens[0] < 0.8 * tokens[1]
+
+
 def test_no_mixture_no_samples(prepared: Run) -> None:
     assert text_samples(prepared.space) == []
+    assert exercises(prepared.space) == []
 
 
 def test_measures_have_controls_and_examples(writing: Run) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
-from genrec.prompts import Prompt
+from genrec.prompts import Answer, Part, Prompt, render, writing_parts
 from genrec.query_schema import answers, questions
 from genrec.training.conversations import Scriptwriter
 from genrec.workspace import Workspace
@@ -23,36 +24,81 @@ def held_out_users(n_users: int, seed: int) -> np.ndarray:
     return order < round(HELD_OUT * n_users)
 
 
-def text_samples(space: Workspace) -> list[Prompt]:
-    """The mixture's samples: for each history a Poisson number of each kind, about known items only.
+@dataclass(frozen=True)
+class Assignment:
+    """One text to write.
+
+    Attributes:
+        task: one of `genrec.writer.TASKS`.
+        history: catalogue rows, oldest first.
+        row: the item.
+        style: of the text.
+        text: the perfect writer's.
+    """
+
+    task: str
+    history: np.ndarray
+    row: int
+    style: str
+    text: str
+
+
+def assignments(space: Workspace) -> list[Assignment]:
+    """The mixture's writing tasks: for each history a Poisson number of each, about known items only.
 
     Half of the items are those that the user took next, half any: a writer that has only seen the former would guess
     an item's attributes from the history. Some texts are for nobody in particular: gateways have new users, and where
     there is nothing else to read, a small model soon learns to read the item.
     """
-    mixture, split, prompter = space.recipe.finetune.mixture, space.split, space.prompter
+    mixture, split = space.recipe.finetune.mixture, space.split
     rng = np.random.default_rng([space.recipe.seed, 2])
     known = np.flatnonzero(~split.cold)
-    prompts: list[Prompt] = []
-    writer, user_ids = space.writer, space.user_ids
-    apart = held_out_users(len(user_ids), space.recipe.seed)
-    for task in TASKS:
-        weight = getattr(mixture, task)
-        for user, history in zip(split.train_users, split.train, strict=True) if weight else ():
-            for _ in range(rng.poisson(weight) if len(history) > 1 and not apart[user] else 0):
+    chosen: list[Assignment] = []
+    tasks = [task for task in TASKS if getattr(mixture, task)]
+    apart = held_out_users(len(space.user_ids), space.recipe.seed) if tasks else np.zeros(0, bool)
+    for task in tasks:
+        for user, history in zip(split.train_users, split.train, strict=True):
+            many = rng.poisson(getattr(mixture, task)) if len(history) > 1 and not apart[user] else 0
+            for _ in range(many):
                 at = int(rng.integers(1, len(history)))
                 row = int(history[at] if rng.random() < OWN_SHARE else rng.choice(known))
-                name, before = user_ids[user], history[: at if rng.random() >= NEW_SHARE else 0]
-                style = writer.style(name, rng)
-                text = writer.write(task, style, name, before, row)
-                prompts.append(prompter.write(task, before, row, style=style, text=text))
+                name, before = space.user_ids[user], history[: at if rng.random() >= NEW_SHARE else 0]
+                style = space.writer.style(name, rng)
+                text = space.writer.write(task, style, name, before, row)
+                chosen.append(Assignment(task, before, row, style, text))
+    return chosen
+
+
+def text_samples(space: Workspace) -> list[Prompt]:
+    """The mixture's samples of text."""
+    mixture, prompter = space.recipe.finetune.mixture, space.prompter
+    rng = np.random.default_rng([space.recipe.seed, 3])
+    known, n = np.flatnonzero(~space.split.cold), len(space.split.train)
+    prompts = [prompter.write(a.task, a.history, a.row, style=a.style, text=a.text) for a in assignments(space)]
     texts = space.catalogue.texts() if mixture.id_text else []
-    for row in rng.choice(known, rng.poisson(mixture.id_text * len(split.train))):
+    for row in rng.choice(known, rng.poisson(mixture.id_text * n)):
         prompts.append(prompter.id_text(int(row), texts[row]))
-    for row in rng.choice(known, rng.poisson(mixture.text_id * len(split.train))):
+    for row in rng.choice(known, rng.poisson(mixture.text_id * n)):
         prompts.append(prompter.text_id(int(row)))
     prompts += [prompter.chat_query(message, text) for message, text in chat_samples(space)]
     return prompts
+
+
+def exercises(space: Workspace) -> list[str]:
+    """What the same samples say in words, ids and vectors left out: a scratch base learns its words from them.
+
+    The trained samples' own words only, so held-out users, values and phrasings stay held out.
+    """
+    catalogue = space.catalogue
+    parts = [writing_parts(catalogue, a.task, a.history, a.row, a.style, a.text) for a in assignments(space)]
+    parts += [render("chat_query", message=message, answer=Answer(text)) for message, text in chat_samples(space)]
+    return ["".join(_words(part) for part in of) for of in parts]
+
+
+def _words(part: Part) -> str:
+    if isinstance(part, Answer):
+        return part.text or ""
+    return part if isinstance(part, str) else ""
 
 
 def chat_samples(space: Workspace) -> list[tuple[str, str]]:
