@@ -25,6 +25,8 @@ TASKS = ("describe", "explain", "headline")
 STYLES = ("short plain", "long plain", "short playful", "long playful")
 DEFAULT_STYLE = STYLES[0]
 PICTURE_ONLY = ("colour", "shape", "pattern")  # of the embedded catalogue
+WORDS = ("material", "use", "brand")  # what a planted user reads about after what they care about
+LOOKS = ("pattern", "shape", "colour")  # the same for a user of whom nothing is known
 VALUES = {
     "shape": SHAPES,
     "colour": COLOURS,
@@ -177,10 +179,8 @@ class Writer:
             facts = [fact for fact, _ in self._shares(history, row)]
         else:
             known = dict(self.all_fields(row))
-            cares = self.cares(user_id, history, row)
-            facts = [
-                (name, known[name]) for name in (*cares, *(n for n in ("material", "use", "brand") if n not in cares))
-            ]
+            names = [*self.cares(user_id, history, row), *(WORDS if len(history) else LOOKS)]
+            facts = [(name, known[name]) for name in dict.fromkeys(names)]
         evidence = [title_of(self.catalogue, r) for r in evidence_of(self.catalogue, history, row)]
         return Brief(title_of(self.catalogue, row), facts, evidence)
 
