@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 END = "<|endoftext|>"
 RATE = 5e-3  # peak of the schedule
 FIRST_LINES = 3  # of an item, before all of them come
-EXERCISES = 0.5  # of the documents, where there are any
+EXERCISES = 0.5  # at most, of the documents
 IGNORED = -100  # a target that teaches nothing
 
 
@@ -47,18 +47,19 @@ class Documents:
 
     What came first tells much of what follows, so the model learns to read its context: the ability that a large
     pre-trained model brings along, and that soft tokens need, for they are context. Without the repetition two layers
-    learn no such thing in this time (docs/LOG.md, 2026-11-25). Half are exercises where there are any: what the tasks'
-    prompts say in words.
+    learn no such thing in this time (docs/LOG.md, 2026-11-25). Exercises, what the tasks' prompts say in words, come as
+    often as items, and at most half of the time.
     """
 
     def __init__(self, texts: Sequence[str], exercises: Sequence[str], seed: int):
         self.exercises = exercises
+        self.share = min(EXERCISES, len(exercises) / max(1, len(exercises) + len(texts)))
         self.items = [[line for line in text.split("\n") if line] or [""] for text in texts]
         self.rng = random.Random(seed)
 
     def document(self) -> str:
         """One document."""
-        if self.exercises and self.rng.random() < EXERCISES:
+        if self.exercises and self.rng.random() < self.share:
             return self.rng.choice(self.exercises)
         lines = self.rng.choice(self.items)
         some = self.rng.sample(lines, min(len(lines), FIRST_LINES))
