@@ -85,7 +85,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
             allowed=space.catalogue.available,
             data=recipe.name,
         )
-        metrics["seconds"] = round(time.monotonic() - started, 1)
+        metrics["seconds"] = round(time.monotonic() - started, 3)
         metrics["peak_rss_mb"] = round(peak_rss_mb(), 1)
         write_json(out / "metrics.json", metrics)
         save_per_user(out / "per_user.npz", values)
