@@ -28,6 +28,7 @@ from genrec.serving.metrics import Metrics
 from genrec.serving.problems import ClientLeftError, RefusalError
 from genrec.serving.rate_limit import Kind as RateKind
 from genrec.serving.rate_limit import RateLimiter
+from genrec.serving.speculation import Speculative
 from genrec.serving.store_error import StoreError
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_hash import UserHash
@@ -99,6 +100,8 @@ class Desk:
         self.metrics.watch(self.worker)
         if isinstance(engine, TorchEngine):
             self.metrics.watch_prefixes(engine.prefixes)
+        if isinstance(engine, Speculative):
+            self.metrics.watch_drafts(engine)
         self.metrics.ready.set_function(lambda: float(not self.obstacles()))
 
     def obstacles(self) -> list[str]:

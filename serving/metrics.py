@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from genrec.serving.batching import Batch, EngineWorker, Kind
 from genrec.serving.prefix_cache import PrefixCache
+from genrec.serving.speculation import Speculative
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -32,6 +33,22 @@ class _Prefixes(Collector):
         asked.add_metric(["miss"], self._prefixes.misses)
         yield asked
         yield GaugeMetricFamily("genrec_prefix_cache_bytes", "Keys and values kept.", self._prefixes.n_bytes)
+
+
+class _Drafts(Collector):
+    """What a `Speculative` engine counts itself."""
+
+    def __init__(self, engine: Speculative) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._engine.speculation()
+        if counts is None:
+            return
+        yield CounterMetricFamily("genrec_draft_tokens", "Tokens of texts proposed.", counts.draft_tokens)
+        yield CounterMetricFamily(
+            "genrec_accepted_draft_tokens", "Proposed tokens that the model accepted.", counts.accepted_tokens
+        )
 
 
 class Metrics:
@@ -86,6 +103,10 @@ class Metrics:
     def watch_prefixes(self, prefixes: PrefixCache) -> None:
         """Show what an engine's cache of prompts counts."""
         self.registry.register(_Prefixes(prefixes))
+
+    def watch_drafts(self, engine: Speculative) -> None:
+        """Show how much of what an engine drafts is accepted."""
+        self.registry.register(_Drafts(engine))
 
     def render(self) -> bytes:
         """Prometheus' text format."""

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Coroutine, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +21,8 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
+
+from genrec.serving.speculation import Speculation
 
 T = TypeVar("T")
 NO_DYNAMO = "TORCHDYNAMO_DISABLE"
@@ -46,15 +47,6 @@ class BackgroundLoop:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
-
-
-@dataclass
-class Speculation:
-    """Counts of speculative decoding since the engine started."""
-
-    drafts: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
 
 
 class _Counter(StatLoggerBase):

@@ -24,10 +24,11 @@ from genrec.prompts import Prompt
 from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
 from genrec.serving.resolve import MAX_POSITIONS, beam_width, item_rows, max_positions, recommend_prompt, text_prompt
+from genrec.serving.speculation import Speculation
 from genrec.trie import Filter, Prior, Trie
 
 if TYPE_CHECKING:
-    from genrec.serving.vllm_background import AsyncEngine, Speculation
+    from genrec.serving.vllm_background import AsyncEngine
 
 log = logging.getLogger(__name__)
 CPU_BLOCK = 32  # tokens per block of the prefix cache; vLLM's 128 would recompute up to 127 tokens per beam
@@ -298,9 +299,12 @@ class VllmEngine:
         prompts = [text_prompt(self._export, request, self._max_positions) for request in requests]
         return self._write(self._text_engine(), requests, prompts)
 
-    def speculation(self) -> Speculation:
-        """How many tokens of texts were drafted and accepted so far."""
-        return self._text_engine().counts()
+    def speculation(self) -> Speculation | None:
+        """How many tokens of texts were drafted and accepted so far; None where texts are not drafted."""
+        if not self._speculative:
+            return None
+        texts = self._texts  # without the lock, which is held for half a minute while the engine starts
+        return Speculation() if texts is None else texts.counts()
 
     def _write(
         self, engine: AsyncEngine, requests: Sequence[TextRequest | JsonRequest], prompts: Sequence[Prompt]

@@ -15,6 +15,7 @@ from genrec.serving.api_keys import Keys, add_key
 from genrec.serving.desk import Settings
 from genrec.serving.gateway import create_app
 from genrec.serving.request_log import JsonFormatter
+from genrec.serving.speculation import Speculation
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
 from tests.engines import FaultyEngine
@@ -164,3 +165,28 @@ def test_an_exception_is_logged_without_the_words_that_may_quote_a_request(gatew
     access = [json.loads(JsonFormatter().format(r)) for r in caplog.records if r.name == "genrec.access"]
     assert access[-1]["fallback"] == "engine_error"
     assert access[-1]["status"] == 200
+
+
+def test_what_is_drafted_and_accepted_is_shown_where_the_engine_drafts(torch_engine: TorchEngine) -> None:
+    """Counts are read when they are asked for; an engine that cannot draft, or does not, shows no series."""
+
+    class Drafting(FaultyEngine):
+        counts: Speculation | None = Speculation(drafts=3, draft_tokens=12, accepted_tokens=5)
+
+        def speculation(self) -> Speculation | None:
+            return self.counts
+
+    engine = Drafting(torch_engine)
+    with running(create_app(engine, torch_engine.export)) as client:
+
+        def value(name: str) -> float | None:
+            families = text_string_to_metric_families(client.get("/metrics").text)
+            return next((s.value for family in families for s in family.samples if s.name == name), None)
+
+        assert (value("genrec_draft_tokens_total"), value("genrec_accepted_draft_tokens_total")) == (12, 5)
+        engine.counts = Speculation(drafts=4, draft_tokens=16, accepted_tokens=9)
+        assert (value("genrec_draft_tokens_total"), value("genrec_accepted_draft_tokens_total")) == (16, 9)
+        engine.counts = None
+        assert "draft_tokens" not in client.get("/metrics").text
+    with running(create_app(torch_engine, torch_engine.export)) as client:
+        assert "draft_tokens" not in client.get("/metrics").text

@@ -19,6 +19,7 @@ from genrec.errors import ArtefactError, ConfigError, DataError
 from genrec.query_schema import answer_schema, questions
 from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest
 from genrec.serving.export import Export
+from genrec.serving.metrics import Metrics
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.vllm_engine import VllmEngine, input_embedding
 from tests.export_fixture import CODES, LEVELS, make_export
@@ -180,10 +181,14 @@ def test_drafts_leave_greedy_text_as_it_is(engine, export, model):
     ids, layout, n_tokens = export.catalogue.item_ids, export.layout, 48
     requests = [TextRequest(ids[i], [ids[i + 20], ids[i + 21]], n_tokens) for i in range(20)]
     before = engine.speculation()
+    metrics = Metrics()
+    metrics.watch_drafts(engine)
     drafted = engine.generate(requests)
     counts = engine.speculation()
     assert counts.draft_tokens > before.draft_tokens
     assert counts.accepted_tokens - before.accepted_tokens > 100  # of 960: these models like to repeat themselves
+    assert metrics.registry.get_sample_value("genrec_draft_tokens_total") == counts.draft_tokens
+    assert metrics.registry.get_sample_value("genrec_accepted_draft_tokens_total") == counts.accepted_tokens
 
     prompts = [export.prompter.describe([i + 20, i + 21], i) for i in range(20)]
     # the list engine has the logits processor and no drafts; no public call writes text there
@@ -306,7 +311,7 @@ def test_a_llama_without_drafts_runs_on_one_engine_and_leaves_no_process(tmp_pat
         text = engine.generate([TextRequest("item-3", max_tokens=20)])[0]
         assert 0 < len(text.token_ids) <= 20
         assert max(text.token_ids) < export.layout.sid_start
-        assert engine.speculation().drafts == 0
+        assert engine.speculation() is None
         assert children() == started
     finally:
         engine.close()
