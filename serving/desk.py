@@ -22,6 +22,7 @@ from genrec.serving.chat import Message, Understand
 from genrec.serving.daemon_pool import DaemonPool, PoolFullError
 from genrec.serving.engine import Engine, RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
+from genrec.serving.export_watch import ExportWatch
 from genrec.serving.fallback import Popularity
 from genrec.serving.item_switches import ItemSwitches
 from genrec.serving.metrics import Metrics
@@ -50,7 +51,9 @@ class Settings(config.Settings):
     store_timeout_s: float = Field(8, gt=0, description="for an answer of the user store")
     store_threads: int = Field(8, ge=1, description="calls of the user store at once")
     store_waiting: int = Field(64, ge=1, description="calls that may wait for the user store; more get 503")
-    refresh_s: float = Field(5, gt=0, description="how often other gateways' disabled items are looked up")
+    refresh_s: float = Field(
+        5, gt=0, description="how often other gateways' disabled items and the export's folder are looked up"
+    )
     drain_s: float = Field(1, ge=0, description="after SIGTERM, new requests still get a 503 for so long")
 
 
@@ -80,6 +83,7 @@ class Desk:
         self.metrics, self.drain, self.limiter = Metrics(), Drain(), RateLimiter()
         self.popularity = Popularity(export)
         self.switches = ItemSwitches(export.catalogue, store)
+        self.watch = ExportWatch(export, settings.refresh_s)
         self.user_hash = UserHash()
         self._understand = understand
         self.pool = DaemonPool("genrec-store", settings.store_threads, settings.store_waiting)
@@ -107,8 +111,12 @@ class Desk:
     def obstacles(self) -> list[str]:
         """Why this gateway should get no more requests; empty when it is ready."""
         state = self.worker.state
-        found = {"failed": ["the engine's last call failed"], "stalled": ["the engine hangs"]}.get(state, [])
-        return [*found, *(["the server is going down"] if self.drain.since is not None else [])]
+        found = {"failed": ["the engine's last call failed"], "stalled": ["the engine hangs"]}.get(state, []).copy()
+        if self.watch.replaced:
+            found.append("the export's folder holds another export now; restart to serve it")
+        if self.drain.since is not None:
+            found.append("the server is going down")
+        return found
 
     def charge(self, caller: Caller, kind: RateKind, amount: int) -> None:
         """Take beams or tokens from a tenant's bucket.

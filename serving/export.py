@@ -93,12 +93,35 @@ class Export:
             vectors[soft_prompt] = self.prompt[-2 - slots[soft_prompt]].to(vectors)
         return vectors
 
+    def replaced(self) -> bool:
+        """Whether the folder holds another export by now; one that is gone or unreadable is not another.
+
+        What is loaded stays right. What is read from the folder later would not fit to it.
+        """
+        try:
+            return read_manifest(self.folder) != self.manifest
+        except (ArtefactError, OSError):
+            return False
+
+    def check_unchanged(self) -> None:
+        """To call after reading from the folder: what was read belongs to this export if nothing is raised.
+
+        Raises:
+            ArtefactError: the folder holds another export by now.
+        """
+        if self.replaced():
+            raise ArtefactError(
+                f"{self.folder}: holds another export now than when it was loaded (key {self.manifest['key'][:12]}); "
+                "load it again: restart what serves it"
+            )
+
     @classmethod
     def load(cls, folder: Path | str) -> Export:
         """Load an export folder.
 
         Raises:
-            ArtefactError: the folder is no whole export, or its items are not those it was made with.
+            ArtefactError: the folder is no whole export, its items are not those it was made with, or it was replaced
+                meanwhile.
         """
         folder = Path(folder)
         if (folder / REFUSED).is_file():
@@ -134,7 +157,7 @@ class Export:
                 f"{folder}: {len(catalogue.item_ids)} items, {len(codes)} ids and {len(soft['items'])} soft tokens; "
                 "expected the same number of each; export the run again"
             )
-        return cls(
+        export = cls(
             folder=folder,
             manifest=manifest,
             layout=Layout(**result["layout"]),
@@ -146,6 +169,8 @@ class Export:
             item_scores=item_scores,
             newcomers=newcomers,
         )
+        export.check_unchanged()
+        return export
 
 
 def write_export(

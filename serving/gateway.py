@@ -75,6 +75,7 @@ def create_app(
         refreshing = asyncio.create_task(_refresh(desk))
         yield
         refreshing.cancel()
+        desk.watch.close()
         desk.pool.close()
         patience_s = 0.1 if desk.worker.state == "stalled" else 10.0
         await run_in_threadpool(desk.worker.close, patience_s)

@@ -112,6 +112,7 @@ def quantise_export(export_dir: Path, run_dir: Path, method: str, force: bool = 
                 shutil.copytree(path, work / path.name)
             elif path.is_file() and path.name != MANIFEST:
                 shutil.copy2(path, work)
+        source.check_unchanged()
         sizes = {"bytes": folder_bytes(work / "model"), "original_bytes": folder_bytes(source.model_dir)}
         return {**source.manifest["result"], "quantised": {"method": method, **sizes, "kept_whole": kept}}
 

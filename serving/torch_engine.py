@@ -53,11 +53,16 @@ class TorchEngine:
             device: None takes a GPU where there is one.
             dtype: see `ExportedModel`.
             cache_bytes: of the prompts' keys and values that are kept for a user's next event; 0 keeps none.
+
+        Raises:
+            ArtefactError: model/ holds no loadable model of this export, or another export took its place.
         """
         self.export = export
         self.model = ExportedModel(export, device, dtype)
         self.device = self.model.device
         self.max_positions = max_positions(export)
+        _ = export.prompter  # with the tokenizer, so that nothing is left to read from the folder
+        export.check_unchanged()
         # soft vectors stay beside the embedding that they are spliced into
         self._splicer = dataclasses.replace(
             export, items=export.items.to(self.device), prompt=export.prompt.to(self.device)

@@ -117,7 +117,7 @@ class VllmEngine:
 
         Raises:
             ConfigError: vLLM is not installed.
-            ArtefactError: vLLM cannot load this kind of export.
+            ArtefactError: vLLM cannot load this kind of export, or another took its place.
         """
         config = json.loads((export.model_dir / "config.json").read_text(encoding="utf-8"))
         if config.get("quantization_config", {}).get("quant_method") == "bitsandbytes":
@@ -130,7 +130,7 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         from genrec.serving.trie_processor import settings
-        from genrec.serving.vllm_background import AsyncEngine, BackgroundLoop
+        from genrec.serving.vllm_background import BackgroundLoop
 
         cpu = current_platform.is_cpu()
         layout = export.layout
@@ -158,13 +158,32 @@ class VllmEngine:
         self._lock = threading.Lock()
         self._texts: AsyncEngine | None = None
         self._closed = False
+        embedding = input_embedding(export.model_dir)
+        _ = export.prompter  # with the tokenizer: only the engine for texts is left to read the folder
         self._background = BackgroundLoop()
         try:
-            self._lists = AsyncEngine(self._arguments, self._background)
+            self._lists = self._start(self._arguments)
         except BaseException:
             self._background.stop()
             raise
-        self._embedding = input_embedding(export.model_dir).to(self._lists.dtype)
+        self._embedding = embedding.to(self._lists.dtype)
+
+    def _start(self, arguments: dict[str, Any]) -> AsyncEngine:
+        """An engine on the export's model.
+
+        Raises:
+            ArtefactError: another export took its place, before or meanwhile.
+        """
+        from genrec.serving.vllm_background import AsyncEngine
+
+        self._export.check_unchanged()
+        engine = AsyncEngine(arguments, self._background)
+        try:
+            self._export.check_unchanged()
+        except BaseException:
+            engine.stop()
+            raise
+        return engine
 
     # -- lists -----------------------------------------------------------------------------------------------
 
@@ -345,10 +364,8 @@ class VllmEngine:
             return self._lists
         with self._lock:
             if self._texts is None:
-                from genrec.serving.vllm_background import AsyncEngine
-
                 log.info("starting the engine for texts")
-                self._texts = AsyncEngine({**self._arguments, "speculative_config": NGRAM}, self._background)
+                self._texts = self._start({**self._arguments, "speculative_config": NGRAM})
             return self._texts
 
     # -- both ------------------------------------------------------------------------------------------------
