@@ -23,7 +23,6 @@ RECIPE: dict[str, Any] = {
     "adapter": {"kind": "mlp"},
     "finetune": {"epochs": 2, "evals": 2},
     "evaluate": {"baselines": []},
-    "serve": {"min_overlap": OVERLAP},
 }
 
 

@@ -170,7 +170,7 @@ def quantize(
     if not rows[-1]["blessed"]:
         raise ArtefactError(
             f"{export.parent / rows[-1]['export']}: refused, overlap@10 {rows[-1]['overlap@10']:.3f} is below the "
-            "recipe's serve.min_overlap; serve the original, or try another method"
+            f"recipe's serve.min_overlap.{method}; serve the original, or try another method"
         )
 
 

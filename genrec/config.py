@@ -241,13 +241,18 @@ class Evaluate(Settings):
     bootstrap: int = Field(1000, ge=100, description="resamples behind each interval")
 
 
+class MinOverlap(Settings):
+    """Least share of the export's top 10 that a quantised copy's must hold; with less it is refused, and not served."""
+
+    int8: float = Field(0.95, ge=0, le=1, description="of an int8 copy")
+    nf4: float = Field(0.8, ge=0, le=1, description="of an NF4 copy")
+
+
 class Serve(Settings):
     """Export and serving."""
 
     quantise: list[Literal["nf4", "int8"]] = Field(["int8", "nf4"], description="quantised copies of the export")
-    min_overlap: float = Field(
-        0.8, ge=0, le=1, description="a copy whose top 10 share less with the export's is refused, and not served"
-    )
+    min_overlap: MinOverlap = Field(MinOverlap(), description="what a copy's lists must share with the export's")
 
 
 class Recipe(Settings):

@@ -110,7 +110,7 @@ def quantise_and_compare(export: Path, methods: Sequence[str], users: int, force
 
     Returns:
         rows of `genrec.serving.quantise.compare_exports`, also kept in quantised/comparison.json beside the export,
-        and whether each export is ``blessed``: a copy that agrees less than serve.min_overlap is not.
+        and whether each export is ``blessed``: a copy that agrees less than its serve.min_overlap is not.
     """
     from genrec.serving.export import REFUSED, Export
     from genrec.serving.quantise import bless, compare_exports, quantise_export
@@ -139,14 +139,17 @@ def quantise_and_compare(export: Path, methods: Sequence[str], users: int, force
     inputs["interactions"] = key_at(run.shared / "interactions")
     folder = run_stage(run.folder, "quantised", settings, inputs, build, force)
     table: list[dict[str, Any]] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    least = run.recipe.serve.min_overlap.model_dump()
+    method_of = {copy.name: method for copy, method in zip(copies, methods, strict=True)}
     for row in table:
         log.info(
-            "%s: %.1f MB (%.0f %%), %.0f users/s, overlap@10 %.3f, N@10 %+.4f [%+.4f, %+.4f]",
+            "%s: %.1f MB (%.0f %% of bfloat16), %.0f users/s, overlap@10 %.3f, N@10 %+.4f [%+.4f, %+.4f]",
             row["export"], row["bytes"] / 1e6, 100 * row["share"], row["users/s"], row["overlap@10"], row["change"],
             *row["ci95"],
         )  # fmt: skip
-        row["blessed"] = row["export"] == export.name or bless(
-            export.parent / row["export"], row["overlap@10"], run.recipe.serve.min_overlap
+        method = method_of.get(row["export"])
+        row["blessed"] = method is None or bless(
+            export.parent / row["export"], method, row["overlap@10"], least[method]
         )
     return table
 

@@ -7,6 +7,7 @@ Only the transformer blocks' linear layers are quantised: LLM.int8() (Dettmers e
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from genrec.artefacts import MANIFEST, key_at, run_stage, write_text
 from genrec.errors import ConfigError
@@ -30,12 +32,24 @@ METHODS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
 }
 TOP = 10
+WIDER = {"F32": 4, "F64": 8}  # safetensors' names of floats with more bytes than bfloat16
 NF4_BLOCK_IN, NF4_BLOCK_OUT = 64, 32  # bitsandbytes' kernels for CPUs take no other shapes
 
 
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def bfloat16_bytes(model_dir: Path) -> int:
+    """What `folder_bytes` of a transformers folder would be with its wider weights in bfloat16, up to file headers."""
+    saved = 0
+    for file in model_dir.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - not a dictionary
+                part = weights.get_slice(name)
+                saved += math.prod(part.get_shape()) * (WIDER.get(part.get_dtype(), 2) - 2)
+    return folder_bytes(model_dir) - saved
 
 
 def _kept_whole(source: Export, method: str) -> list[str]:
@@ -120,19 +134,20 @@ def quantise_export(export_dir: Path, run_dir: Path, method: str, force: bool = 
     return run_stage(run_dir, f"export-{method}", settings, {"export": key_at(export_dir)}, build, force)
 
 
-def bless(copy: Path, overlap: float, least: float) -> bool:
+def bless(copy: Path, method: str, overlap: float, least: float) -> bool:
     """Let a quantised copy be served where it agrees enough with the original; else `Export.load` refuses it.
 
     Args:
         copy: its folder.
+        method: how it was quantised.
         overlap: mean share of the original's top 10 that is in the copy's.
         least: what the recipe demands of it.
     """
     if overlap >= least:
         return True
     why = (
-        f"refused: its lists share {overlap:.3f} of the top 10 with the original's, and serve.min_overlap demands "
-        f"{least:g}; serve the original or another method, or lower the demand and run genrec quantize again"
+        f"refused: its lists share {overlap:.3f} of the top 10 with the original's, and serve.min_overlap.{method} "
+        f"demands {least:g}; serve the original or another method, or lower the demand and run genrec quantize again"
     )
     write_text(copy / REFUSED, why)
     log.warning("%s: %s", copy, why)
@@ -169,9 +184,9 @@ def compare_exports(
 
     Returns:
         One row per export, the reference first: ``export`` (folder name), ``bytes`` of model/ and their ``share`` of
-        the reference's, ``users``, ``users/s`` (lists on this machine, in turns), ``overlap@10`` (mean share of the
-        reference's top 10 that is in the export's, in 0..1), ``ndcg@10``, ``change`` (N@10 minus the reference's) and
-        its paired 95 % interval ``ci95``.
+        the reference's in bfloat16, ``users``, ``users/s`` (lists on this machine, in turns), ``overlap@10`` (mean
+        share of the reference's top 10 that is in the export's, in 0..1), ``ndcg@10``, ``change`` (N@10 minus the
+        reference's) and its paired 95 % interval ``ci95``.
     """
     ids = reference.export.catalogue.item_ids
     requests = [
@@ -179,6 +194,7 @@ def compare_exports(
     ]
     rows: list[dict[str, Any]] = []
     base_top = base_gain = None
+    whole = bfloat16_bytes(reference.export.model_dir)
     for engine in chain([reference], quantised):
         engine.recommend(requests[:1])  # what a first call starts is not timed
         started = time.perf_counter()
@@ -193,7 +209,7 @@ def compare_exports(
             {
                 "export": engine.export.folder.name,
                 "bytes": size,
-                "share": size / (rows[0]["bytes"] if rows else size),
+                "share": size / whole,
                 "users": len(requests),
                 "users/s": len(requests) / seconds,
                 "overlap@10": float((shared / np.maximum((base_top >= 0).sum(1), 1)).mean()),

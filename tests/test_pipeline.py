@@ -184,16 +184,15 @@ def test_a_copy_that_agrees_too_little_is_not_served(whole, tmp_path):
     run, _, _ = whole
     folder = tmp_path / "tiny"
     shutil.copytree(run.folder, folder)
-    demanding = Run.create(resolve_recipe(tiny_recipe(evaluate=WITH_ABLATIONS, serve={"min_overlap": 1})), tmp_path)
+    Run.create(resolve_recipe(tiny_recipe(evaluate=WITH_ABLATIONS, serve={"min_overlap": {"nf4": 1}})), tmp_path)
     rows = quantise_and_compare(folder / "export", ["nf4"], 120)
     assert rows[1]["overlap@10"] < 1
     assert [row["blessed"] for row in rows] == [True, False]
-    with pytest.raises(ArtefactError, match=r"refused: .* serve\.min_overlap demands 1; serve the original"):
+    with pytest.raises(ArtefactError, match=r"refused: .* serve\.min_overlap\.nf4 demands 1; serve the original"):
         Export.load(folder / "export-nf4")
     done = CliRunner().invoke(app, ["quantize", str(folder / "export"), "--method", "nf4", "--users", "120"])
     assert (type(done.exception), done.exit_code) == (ArtefactError, 1)
-    changed = demanding.recipe.serve.model_copy(update={"min_overlap": 0.1})
-    Run.create(demanding.recipe.model_copy(update={"serve": changed}), tmp_path)
+    Run.create(resolve_recipe(tiny_recipe(evaluate=WITH_ABLATIONS, serve={"min_overlap": {"nf4": 0.1}})), tmp_path)
     assert quantise_and_compare(folder / "export", ["nf4"], 120)[1]["blessed"]
     assert Export.load(folder / "export-nf4").manifest["result"]["quantised"]["method"] == "nf4"
 

@@ -1,18 +1,21 @@
 """Quantised exports: smaller, loadable on the CPU, close to the original, and honest about what they cost."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from genrec.errors import ConfigError
+from genrec.config import Serve
+from genrec.errors import ArtefactError, ConfigError
 from genrec.metrics import paired
 from genrec.serving.engine import RecommendRequest, TextRequest
 from genrec.serving.export import Export
-from genrec.serving.quantise import METHODS, compare_exports, folder_bytes, quantise_export
+from genrec.serving.quantise import METHODS, bfloat16_bytes, bless, compare_exports, folder_bytes, quantise_export
 from genrec.serving.torch_engine import TorchEngine
 from genrec.splits import Cases
 from tests.export_fixture import make_export
@@ -114,6 +117,36 @@ def test_the_comparison_is_right(engines, run_dir: Path) -> None:
     assert nf4["change"] == pytest.approx(expected["mean"])
     assert nf4["ci95"] == pytest.approx(expected["ci95"])
     assert nf4["users"] == 60
+
+
+def test_bytes_are_measured_against_bfloat16(engines, run_dir: Path, tmp_path: Path) -> None:
+    """Whatever the export is in: the same model saved by transformers in bfloat16 tells how many there would be."""
+    whole = run_dir / "export"
+    assert load_file(whole / "model" / "model.safetensors")["model.embed_tokens.weight"].dtype == torch.float32
+    half = tmp_path / "export"
+    shutil.copytree(whole, half)
+    AutoModelForCausalLM.from_pretrained(whole / "model", dtype=torch.bfloat16).save_pretrained(half / "model")
+    (half / "model" / "generation_config.json").unlink()
+    expected = folder_bytes(half / "model")
+    headers = 500  # of the safetensors files, which name the types
+    assert bfloat16_bytes(whole / "model") == pytest.approx(expected, abs=headers)
+    assert bfloat16_bytes(half / "model") == expected
+    rows = compare_exports(engines["export"], [TorchEngine(Export.load(half), "cpu")], cases(5), n_boot=100)
+    sizes = np.array([folder_bytes(whole / "model"), expected])
+    assert [row["share"] for row in rows] == pytest.approx(sizes / expected, rel=headers / expected)
+
+
+@pytest.mark.parametrize(("overlap", "served"), [(0.951, True), (0.95, True), (0.949, False)])
+def test_each_method_has_its_own_demand(run_dir: Path, tmp_path: Path, overlap: float, served: bool) -> None:
+    least = Serve().min_overlap
+    assert (least.int8, least.nf4) == (0.95, 0.8)
+    copy = Path(shutil.copytree(run_dir / "export-int8", tmp_path / "export-int8"))
+    assert bless(copy, "int8", overlap, least.int8) == served
+    if served:
+        Export.load(copy)
+    else:
+        with pytest.raises(ArtefactError, match=r"0\.949 of the top 10 .* serve\.min_overlap\.int8 demands 0\.95;"):
+            Export.load(copy)
 
 
 def test_unchanged_exports_are_skipped(run_dir: Path) -> None:
