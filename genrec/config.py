@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from genrec.errors import ConfigError
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class Settings(BaseModel):
@@ -273,21 +275,22 @@ class Recipe(Settings):
     serve: Serve = Serve()
 
 
-def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = Recipe
+def _valid_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
-        field = model.model_fields.get(str(part)) if hasattr(model, "model_fields") else None
+        if isinstance(part, int):  # an item of a list: its model was found with the list
+            continue
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
         annotation = field.annotation if field is not None else None
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
     return list(model.model_fields) if model is not None else []
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; paths in it are relative to its folder.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
 
     Raises:
-        ConfigError: the file is missing, not YAML, or holds a key or value that no setting takes.
+        ConfigError: the file is missing, not YAML, or holds something else.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -297,28 +300,47 @@ def load_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path}: not valid YAML: {err}") from err
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")
-    return resolve_recipe(raw, source=str(path), folder=path.parent)
+    return raw
+
+
+def validated(model: type[Checked], raw: dict[str, Any], source: str) -> Checked:
+    """Settings of a model from a dictionary; `source` is named in errors.
+
+    Raises:
+        ConfigError: a key or value that no setting takes; the message names it and the nearest valid key.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as err:
+        lines = []
+        for problem in err.errors():
+            where = ".".join(str(part) for part in problem["loc"]) or "recipe"
+            if problem["type"] == "extra_forbidden":
+                valid = _valid_keys(model, problem["loc"])
+                near = difflib.get_close_matches(str(problem["loc"][-1]), valid, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; valid: {valid}"
+                lines.append(f"{where}: unknown setting{hint}")
+            else:
+                lines.append(f"{where}: {problem['msg']} (found {problem.get('input')!r})")
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from err
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or holds a key or value that no setting takes.
+    """
+    return resolve_recipe(read_yaml(path), source=str(path), folder=path.parent)
 
 
 def resolve_recipe(raw: dict[str, Any], source: str = "recipe", folder: Path = Path()) -> Recipe:
     """Check a recipe given as a dictionary; `source` is named in errors, relative paths start at `folder`.
 
     Raises:
-        ConfigError: a key or value that no setting takes; the message names it and the nearest valid key.
+        ConfigError: as `validated`.
     """
-    try:
-        recipe = Recipe.model_validate(raw)
-    except ValidationError as err:
-        lines = []
-        for problem in err.errors():
-            where = ".".join(str(part) for part in problem["loc"]) or "recipe"
-            if problem["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(str(problem["loc"][-1]), _valid_keys(problem["loc"]), 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; valid: {_valid_keys(problem['loc'])}"
-                lines.append(f"{where}: unknown setting{hint}")
-            else:
-                lines.append(f"{where}: {problem['msg']} (found {problem.get('input')!r})")
-        raise ConfigError(f"{source}: " + "; ".join(lines)) from err
+    recipe = validated(Recipe, raw, source)
 
     def absolute(path: Path | None) -> Path | None:
         return path if path is None or path.is_absolute() else (folder / path).resolve()
