@@ -26,7 +26,7 @@ export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 export TOKENIZERS_PARALLELISM ?= false
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: help env demo test lint format type cov gpu bench-demo bench-real bench-accuracy bench-writing bench-serving bench-gpu bench lock clean
+.PHONY: help env demo test lint format type cov gpu bench-demo bench-real bench-accuracy bench-writing bench-serving bench-systems bench-gpu bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -100,10 +100,13 @@ bench-writing: $(STAMP)  ## are the texts true and personal, do batches survive;
 bench-serving: $(STAMP)  ## beams, caches, trie, quantised copies, fuzzing, overload against their rivals and floors
 	$(PY) -m benchmarks.serving
 
+bench-systems: $(STAMP)  ## every published system's proof and control; writes docs/systems.md
+	$(PY) -m benchmarks.systems
+
 bench-gpu: $(STAMP)  ## the beams and the training step on a GPU, where there is one
 	$(PY) -m benchmarks.gpu
 
-bench: bench-demo bench-real bench-accuracy bench-writing bench-serving bench-gpu  ## every benchmark
+bench: bench-demo bench-real bench-accuracy bench-writing bench-serving bench-systems bench-gpu  ## every benchmark
 
 lock:  ## resolve anew and rewrite constraints/cpu.txt (on a machine without a GPU)
 	$(PYTHON) -m venv --clear .venv-lock

@@ -1,5 +1,5 @@
 """The command line: genrec run | init | doctor | serve | loadtest | keys | quantize | features | recommend | describe |
-evaluate | audit | prompts."""
+evaluate | audit | prompts | systems."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.table import Table
 from genrec.errors import GenrecError
 from genrec.keys_cli import keys_app
 from genrec.prompts_cli import prompts_app
+from genrec.systems_cli import systems_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 app.add_typer(prompts_app, name="prompts")
+app.add_typer(systems_app, name="systems")
 console = Console()
 Runs = Annotated[Path, typer.Option(help="folder that holds one folder per run")]
 Force = Annotated[bool, typer.Option("--force", help="run stages even when nothing changed")]

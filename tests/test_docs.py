@@ -19,9 +19,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from genrec.cli import app
-from genrec.config import Recipe, resolve_recipe
+from genrec.config import Recipe, resolve_recipe, validated
 from genrec.recommender import Recommender
 from genrec.serving.gateway import create_app
+from genrec.system_recipe import SystemRecipe
 from tests.export_fixture import make_export
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,7 +146,11 @@ def test_every_recipe_in_the_pages_loads() -> None:
     snippets = [snippet for page in PAGES for snippet in blocks(page, "yaml")]
     assert snippets
     for snippet in snippets:
-        resolve_recipe({"name": "x", "data": {"synthetic": {}}, **yaml.safe_load(snippet)}, source=snippet)
+        raw = yaml.safe_load(snippet)
+        if "prove" in raw:
+            validated(SystemRecipe, raw, source=snippet)
+        else:
+            resolve_recipe({"name": "x", "data": {"synthetic": {}}, **raw}, source=snippet)
 
 
 def test_all_python_compiles() -> None:

@@ -1,0 +1,100 @@
+"""A system on a real catalogue: prepared and encoded as any run is, trained, measured beside popularity."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from genrec.artefacts import write_json
+from genrec.config import Recipe, resolve_recipe
+from genrec.errors import DataError
+from genrec.metrics import per_user
+from genrec.pipeline import Run
+from genrec.planted import Table
+from genrec.real_table import MODALITIES, real_table
+from genrec.system_recipe import SystemRecipe
+from genrec.training.system_quality import system_scores
+from genrec.training.systems import check, check_modalities, train
+
+log = logging.getLogger(__name__)
+
+
+def data_recipe(data: Path, name: str, seed: int, *, pictures: bool) -> Recipe:
+    """A recipe for a folder with items and interactions, with pictures encoded or left out.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    for file in ("items.jsonl", "interactions.parquet"):
+        if not (data / file).is_file():
+            raise DataError(f"{data}: no {file} there; a data folder holds items.jsonl and interactions.parquet")
+    where = {
+        "items": str((data / "items.jsonl").resolve()),
+        "interactions": str((data / "interactions.parquet").resolve()),
+    }
+    encode = {} if pictures else {"image": None}
+    return resolve_recipe({"name": name, "seed": seed, "data": where, "encode": encode})
+
+
+def widened(recipe: SystemRecipe, table: Table) -> SystemRecipe:
+    """The recipe with every modality of the data, where its own ones leave an item with nothing; says so."""
+    named = recipe.item.modalities
+    if named is None or np.any([table.features[m].present for m in named], axis=0).all():
+        return recipe
+    log.warning("%s: some items have no %s, so %s are read", recipe.name, " or ".join(named), " and ".join(MODALITIES))
+    return recipe.changed({"item.modalities": list(MODALITIES)})
+
+
+def run_system(
+    recipe: SystemRecipe, data: Path, runs: Path, *, seed: int = 0, steps: int | None = None
+) -> dict[str, Any]:
+    """Train, measure on the test cases, and write ``features.npy`` [N, W] and ``metrics.json``.
+
+    Args:
+        recipe: the system.
+        data: folder with items.jsonl and interactions.parquet.
+        runs: gets system-NAME/.
+        seed: of weights and batches.
+        steps: of every stage, in place of the recipe's.
+
+    Returns:
+        {"metrics": list -> recall@10 and ndcg@10, "features": path}.
+
+    Raises:
+        ConfigError: the data lacks what the recipe needs; nothing was trained.
+    """
+    check_modalities(recipe, MODALITIES)
+    name = f"system-{recipe.name}"
+    run = Run.create(data_recipe(data, name, seed, pictures=True), runs)
+    run.prepare()
+    if not any(run.space.catalogue.images):
+        run = Run.create(data_recipe(data, name, seed, pictures=False), runs)
+    run.encode()
+    table = real_table(run.space)
+    recipe = widened(recipe, table)
+    check(recipe, table)
+    folder = run.folder / f"system-{seed}-{steps or 'full'}"
+    system = train(recipe, table, seed, folder=folder, steps=steps)
+    metrics = {recipe.name: _accuracy(system_scores(system, table, table.split.test.users), table)}
+    counts = np.bincount(np.concatenate(table.split.train), minlength=table.n_items).astype(np.float32)
+    metrics["popularity"] = _accuracy(np.tile(counts, (len(table.split.test), 1)), table)
+    with torch.no_grad():
+        views = system.items(torch.arange(table.n_items, device=next(iter(system.buffers())).device))
+    path = run.folder / "features.npy"
+    np.save(path, views.content.cpu().numpy().astype(np.float32))
+    write_json(run.folder / "metrics.json", metrics)
+    return {"metrics": metrics, "features": str(path)}
+
+
+def _accuracy(scores: np.ndarray, table: Table) -> dict[str, float]:
+    """Leave-one-out recall and N@10 of all items but those in the history: scores float32 [n, N]."""
+    cases, scores = table.split.test, scores.copy()
+    for row, history in enumerate(cases.histories):
+        scores[row, history] = -np.inf
+    top = np.argsort(-scores, 1, kind="stable")[:, :50].astype(np.int32)
+    found = per_user(np.pad(top, ((0, 0), (0, 50 - top.shape[1])), constant_values=-1), cases.targets)
+    return {name: float(found[name].mean()) for name in ("recall@10", "ndcg@10")}

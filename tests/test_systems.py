@@ -1,0 +1,235 @@
+"""Every system's recipe trains, stops, goes on and ends in features; what it claims about its structure is so."""
+
+import copy
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from genrec.errors import ConfigError
+from genrec.planted import Planted, Table, plant
+from genrec.proofs import interval, prove
+from genrec.system_recipe import FOLDER, SystemRecipe, load_system, system_names
+from genrec.training.pairs import Whose, batches
+from genrec.training.system_quality import measure_system
+from genrec.training.systems import fresh, train
+from genrec.training.tuning import set_tuning
+from genrec.training.views import Views
+
+TINY = {"n_items": 60, "n_users": 40, "events": 6}
+
+
+def tiny(recipe: SystemRecipe, **knobs: Any) -> Table:
+    """A small world of the recipe's own kind."""
+    world = recipe.prove.world.model_dump() | TINY | knobs
+    return plant(Planted.model_validate(world | {"impressions": 8 if world["impressions"] else 0}), 0)
+
+
+@pytest.mark.parametrize("name", system_names())
+def test_a_recipe_is_short_trains_stops_and_goes_on(name: str, tmp_path: Path, caplog: Any) -> None:
+    assert len((FOLDER / f"{name}.yaml").read_text().splitlines()) <= 20
+    recipe = load_system(name)
+    table = tiny(recipe)
+    whole = train(recipe, table, 0, steps=2)
+    first = recipe.model_copy(update={"stages": recipe.stages[:1]})
+    train(first, table, 0, folder=tmp_path, steps=2)
+    with caplog.at_level(logging.INFO, "genrec"):
+        resumed = train(recipe, table, 0, folder=tmp_path, steps=2)
+    assert "skipped" in caplog.text or not recipe.stages
+    views = resumed.items(torch.arange(table.n_items))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), f"{key}: resumed is not uninterrupted"
+    assert views.content.shape == (table.n_items, recipe.item.width)
+    assert torch.isfinite(views.content).all()
+    values = measure_system(resumed, table, recipe.prove.metric)
+    assert len(values)
+    assert ((values >= 0) & (values <= 1)).all()
+
+
+@pytest.mark.parametrize("name", system_names())
+def test_a_proof_s_ablation_and_control_are_other_recipes_and_worlds(name: str) -> None:
+    recipe = load_system(name)
+    assert recipe.changed(recipe.prove.without) != recipe
+    world = recipe.prove.world
+    assert Planted.model_validate(world.model_dump() | recipe.prove.control) != world
+
+
+def test_frozen_parts_stay_bit_identical_and_the_rest_moves() -> None:
+    for name in ("llm_adapter", "llm_lora", "prompt_tuning"):
+        recipe = load_system(name)
+        table = tiny(recipe)
+        once = train(recipe.changed({"stages.1": None}), table, 0, steps=2).state_dict()
+        twice = train(recipe, table, 0, steps=2)
+        after = {k.replace(".block.", ".").replace(".base_layer.", "."): v for k, v in twice.state_dict().items()}
+        assert all(torch.equal(once[key], after[key]) for key in once), name
+        assert len(after) > len(once)
+        small = sum(p.numel() for p in twice.parameters() if p.requires_grad)
+        assert small < sum(p.numel() for p in twice.parameters()) / 2
+
+
+def test_a_batch_reads_every_item_once() -> None:
+    recipe = load_system("dicm")
+    table = tiny(recipe)
+    system = fresh(recipe, table, 0)
+    (batch,) = batches(table, "impressions", steps=1, size=64, negatives=0, whose=Whose(), seed=0)
+    named = torch.cat([batch.histories[batch.histories >= 0], batch.items])
+    Views(system, batch)
+    assert system.reads == len(named.unique())
+    assert system.reads < len(named)
+
+
+def test_bm3_draws_no_negative() -> None:
+    recipe = load_system("bm3")
+    assert all(stage.negatives == 0 for stage in recipe.stages)
+    assert all(term.startswith("bootstrap") for stage in recipe.stages for term in stage.objectives)
+
+
+def test_what_a_category_reader_says_follows_the_category_and_the_ablation_only_adds() -> None:
+    recipe = load_system("cscnn")
+    table = tiny(recipe)
+    values, kinds = torch.randn(2, 4, 24), torch.tensor([0, 1])
+    for reader, adds in (("category", False), ("late_category", True)):
+        system = fresh(recipe.changed({"item.reader.image": reader}), table, 0)
+        read = system.readers["image"]
+        moved = read(values, kinds) - read(values, torch.zeros_like(kinds))
+        again = read(values + 1.0 * torch.randn_like(values), kinds) - read(values, kinds)
+        assert moved[0].abs().max() == 0
+        assert moved[1].abs().max() > 1e-3
+        assert again.abs().max() > 1e-3
+        other = torch.randn(2, 4, 24)
+        shift = read(other, kinds)[1] - read(other, torch.zeros_like(kinds))[1]
+        assert torch.allclose(shift, moved[1], atol=1e-6) == adds
+
+
+def test_the_graph_equals_a_dense_product() -> None:
+    recipe = load_system("mmgcn").changed({"item.graph": "lightgcn"})
+    table = tiny(recipe)
+    system = fresh(recipe, table, 0)
+    views = system.items(torch.arange(table.n_items))
+    users, items = system.spread(views)
+    taken = np.zeros((table.n_users, table.n_items))
+    for user, history in zip(table.split.train_users, table.split.train, strict=True):
+        taken[user, history] = 1
+    adjacency = np.block([[np.zeros((40, 40)), taken], [taken.T, np.zeros((60, 60))]])
+    degree = np.maximum(adjacency.sum(1), 1) ** -0.5
+    step = degree[:, None] * adjacency * degree[None]
+    x = torch.cat([system.graph.users.weight, views.final]).detach().numpy()  # type: ignore[union-attr]
+    wanted = (x + step @ x + step @ step @ x) / 3
+    assert np.allclose(torch.cat([users, items.final]).detach().numpy(), wanted, atol=1e-5)
+
+
+def test_a_missing_picture_changes_nothing_however_its_row_looks() -> None:
+    recipe = load_system("mmsrec")
+    table = tiny(recipe)
+    gone = ~table.features["image"].present
+    assert gone.any()
+    other = copy.deepcopy(table)
+    other.features["image"].values[gone] = 7.0
+    rows = torch.from_numpy(np.flatnonzero(gone))
+    one, two = (fresh(recipe, t, 0).items(rows).final for t in (table, other))
+    assert torch.equal(one, two)
+
+
+def test_a_proof_is_kept_and_read_again(tmp_path: Path) -> None:
+    recipe = load_system("cb2cf").changed({"stages.0.steps": 2})
+    small = recipe.model_copy(
+        update={"prove": recipe.prove.model_copy(update={"world": Planted(**TINY, cold_share=0.3)})}
+    )
+    first = prove(small, 0, tmp_path)
+    assert prove(small, 0, tmp_path) == first
+    assert prove(small.changed({"stages.0.steps": 3}), 0, tmp_path).key != first.key
+
+
+def test_the_interval_is_student_s() -> None:
+    mean, ends = interval([0.1, 0.2, 0.3, 0.2, 0.2])
+    assert mean == pytest.approx(0.2)
+    assert ends == pytest.approx([0.2 - 2.776 * 0.0316228, 0.2 + 2.776 * 0.0316228], abs=1e-4)
+
+
+def test_clcrec_finds_new_items_and_does_not_where_content_says_nothing() -> None:
+    trial = prove(load_system("cb2cf"), 100)
+    assert trial.gain > 0.1
+    assert abs(trial.control) < 0.08
+    assert trial.method < trial.oracle
+
+
+def test_a_new_combination_needs_no_python(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "adding-a-system.md").read_text()
+    recipe = text.split("```yaml\n")[1].split("```")[0]
+    path = tmp_path / "attentive.yaml"
+    path.write_text(recipe)
+    system = load_system(str(path))
+    train(system, tiny(system), 0, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"item.fusion": "domain_maps"}, "needs two domains"),
+        ({"item.modalities": ["video"]}, "names video, the data has image, text"),
+        ({"item.reader": {"audio": "frames"}}, "item.reader.audio: no such modality"),
+        ({"user": "multi_query"}, "reads categories"),
+        ({"stages.0.pairs": "pears"}, "pairs 'pears'; there are clicks"),
+        ({"stages.0.pairs": "across_domains"}, "items are of one domain"),
+        ({"stages.0.objectives": {"nce(item, smell)": 1}}, "view 'smell': there are user"),
+        ({"stages.0.objectives": {"nse(item)": 1}}, "objective 'nse'; there are bpr"),
+        ({"stages.0.objectives": {"nce(item)": 1}}, "wrong number of views"),
+        ({"stages.0.objectives": {"masked(audio)": 1}}, "the items have image, text"),
+        ({"stages.0.tune": {"wheels": "frozen"}}, "parts are readers"),
+        ({"stages.0.tune": {"ids": "frozen"}}, "has no ids to tune"),
+        ({"stages.0.tune": {"user": "lora"}}, "needs a part of blocks"),
+        ({"stages.0.tune": dict.fromkeys(["readers", "fusion", "user", "head"], "frozen")}, "nothing can learn"),
+        ({"item.mix": "sum"}, "needs item.ids: true"),
+        ({"stages.0.swap": 0.5}, "needs item.mix: swap"),
+        ({"stages.0.objectives": {"softmax of all": 1}}, "expected NAME"),
+        ({"item.modalities": ["image"], "item.reader": {}}, "items have no image, the first is row"),
+    ],
+)
+def test_a_recipe_that_the_data_cannot_feed_is_refused(change: dict[str, Any], message: str) -> None:
+    recipe = load_system("joint").changed({"item": {}, "stages.0.tune": {}})
+    table = plant(Planted(**TINY, categories=1, missing=0.1), 0)
+    with pytest.raises(ConfigError, match=message):
+        train(recipe.changed(change), table, 0, steps=1)
+
+
+def test_a_late_stage_s_mistake_shows_before_the_first_is_trained(tmp_path: Path) -> None:
+    recipe = load_system("llm_lora")
+    with pytest.raises(ConfigError, match="parts are readers"):
+        train(recipe.changed({"stages.1.tune": {"wheels": "frozen"}}), tiny(recipe), 0, folder=tmp_path, steps=1)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"stages\.0 has put something small into user already"):
+        recipe.changed({"stages.0.tune": {"user": "bottleneck"}})
+
+
+@pytest.mark.parametrize(("name", "part"), [("mmgcn", "item.graph: per_modality"), ("clcrec", "user: learned")])
+def test_users_that_nothing_reaches_are_refused(name: str, part: str) -> None:
+    recipe = load_system(name)
+    table = tiny(recipe)
+    split = dataclasses.replace(table.split, train=table.split.train[1:], train_users=table.split.train_users[1:])
+    with pytest.raises(ConfigError, match=f"{part}: 1 users have no training event, the first is row 0"):
+        train(recipe, dataclasses.replace(table, split=split), 0, steps=1)
+
+
+def test_an_unknown_system_and_an_unknown_key_name_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there are alignrec"):
+        load_system("alignwreck")
+    raw = yaml.safe_load((FOLDER / "clcrec.yaml").read_text())
+    raw["stages"][0]["objective"] = raw["stages"][0].pop("objectives")
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match="did you mean 'objectives'"):
+        load_system(str(path))
+
+
+def test_tuning_the_last_layer_leaves_the_first() -> None:
+    recipe = load_system("cscnn")
+    system = fresh(recipe, tiny(recipe), 0)
+    set_tuning(system, {"readers": "last"}, "here")
+    learns = [name for name, p in system.readers.named_parameters() if p.requires_grad]
+    assert learns
+    assert not any("first" in name for name in learns)

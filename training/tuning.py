@@ -1,0 +1,87 @@
+"""What a stage may change of a system's parts: nothing, everything, the last layers, or something small put in.
+
+| tune | what learns |
+|---|---|
+| full | every weight of the part |
+| frozen | none |
+| last | the last layer |
+| bottleneck | two small layers after each block (Houlsby et al. 2019, arXiv:1902.00751) |
+| lora | peft's LoRA on the part's linear layers |
+| prompt | learned vectors that stand before the history |
+"""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from genrec.adapters.system import System
+from genrec.errors import ConfigError
+
+PARTS = ("readers", "fusion", "ids", "graph", "user", "head")
+KINDS = ("full", "frozen", "last", "bottleneck", "lora", "prompt")
+RANK, PROMPT = 4, 4
+
+
+class Bottlenecked(nn.Module):
+    """A block followed by a small residual network that starts as the identity."""
+
+    def __init__(self, block: nn.Module, width: int):
+        super().__init__()
+        self.block = block
+        self.down, self.up = nn.Linear(width, RANK), nn.Linear(RANK, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, T, W], mask as the block's -> [B, T, W]."""
+        x = self.block(x, mask)
+        return x + self.up(torch.nn.functional.gelu(self.down(x)))
+
+
+def set_tuning(system: System, tune: dict[str, str], where: str) -> list[nn.Parameter]:
+    """Freeze and free the parts as a stage says; parts that it does not name learn in full.
+
+    Args:
+        system: changed in place; earlier stages' small parts stay in it.
+        tune: part -> kind.
+        where: the recipe's line, for errors.
+
+    Returns:
+        what learns.
+
+    Raises:
+        ConfigError: unknown part or kind, or one that the part cannot take.
+    """
+    for part, kind in tune.items():
+        if part not in PARTS or kind not in KINDS:
+            raise ConfigError(f"{where}: {part}: {kind}; parts are {', '.join(PARTS)}, kinds are {', '.join(KINDS)}")
+        if getattr(system, part) is None:
+            raise ConfigError(f"{where}: the recipe has no {part} to tune")
+    for part in PARTS:
+        module, kind = getattr(system, part), tune.get(part, "full")
+        if module is None:
+            continue
+        module.requires_grad_(kind == "full")
+        if kind == "last":
+            _last_layer(module).requires_grad_(True)
+        elif kind in ("bottleneck", "lora", "prompt"):
+            layers = getattr(module, "layers", None)
+            if not isinstance(layers, nn.ModuleList):
+                raise ConfigError(f"{where}: {part}: {kind} needs a part of blocks, such as user: transformer")
+            if kind == "bottleneck":
+                for at, layer in enumerate(layers):
+                    layers[at] = Bottlenecked(layer, system.sizes.width)
+                    layers[at].down.requires_grad_(True)
+            elif kind == "lora":
+                targets = [name for name, of in module.named_modules() if isinstance(of, nn.Linear)]
+                inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets), module)
+            else:
+                module.add_prompt(PROMPT)
+    return [p for p in system.parameters() if p.requires_grad]
+
+
+def _last_layer(module: nn.Module) -> nn.Module:
+    """The last thing in a part that has weights."""
+    return [child for child in module.modules() if any(True for _ in child.parameters(recurse=False))][-1]
