@@ -47,6 +47,9 @@ class Data(Settings):
     cold_share: float = Field(0.1, gt=0, lt=1, description="share of items held out by cold_items")
     test_share: float = Field(0.1, gt=0, lt=1, description="share of events after the cut of temporal")
     max_history: int = Field(50, ge=1, description="newest events kept per user")
+    looks: list[str] = Field(
+        [], description="attributes that pictures show; the embedded catalogue's are colour, shape and pattern"
+    )
     max_users: int | None = Field(None, ge=1, description="train and test on a random sample of this many users")
     exclude_seen: bool = Field(True, description="never recommend what the user already had")
 
@@ -165,6 +168,8 @@ class Align(Settings):
     learning_rate: float = Field(2e-3, gt=0, description="peak of AdamW's schedule")
     contrastive_weight: float = Field(0.1, ge=0, description="weight of the contrastive term")
     max_text_tokens: int = Field(64, ge=1, description="tokens of an item's text to reconstruct")
+    looks: bool = Field(False, description="reconstruct what the picture shows (data.looks) beside the text")
+    tune_base: bool = Field(False, description="tune a scratch base too: it has never seen a soft token")
 
 
 class Mixture(Settings):
@@ -175,6 +180,7 @@ class Mixture(Settings):
     headline: float = Field(0.0, ge=0, description="history and item -> one line")
     id_text: float = Field(0.0, ge=0, description="semantic id -> the item's text")
     text_id: float = Field(0.0, ge=0, description="the item's text -> its semantic id")
+    looks: float = Field(0.0, ge=0, description="the item's soft tokens -> what its picture shows (data.looks)")
     chat: float = Field(0.0, ge=0, description="a user's messages -> the role of each mention, as JSON")
 
 
@@ -273,6 +279,15 @@ class Recipe(Settings):
     new_items: NewItems = NewItems()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
+
+    @model_validator(mode="after")
+    def _base_that_alignment_may_tune(self) -> Recipe:
+        if self.align.tune_base and not (self.backbone.base.startswith("scratch:") and self.backbone.tune == "full"):
+            raise ValueError(
+                f"align.tune_base tunes every weight of a scratch base; found backbone.base {self.backbone.base!r} and "
+                f'backbone.tune {self.backbone.tune!r}: use "scratch:" and full, or set it to false'
+            )
+        return self
 
 
 def _valid_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:

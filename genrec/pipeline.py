@@ -293,7 +293,7 @@ class Run:
         settings = {
             "base": backbone.base,
             **({"scratch": backbone.scratch.model_dump(), "seed": self.recipe.seed} if scratch else {}),
-            **({"mixture": mixture} if taught else {}),
+            **({"mixture": mixture, "looks": self.recipe.data.looks} if taught else {}),
         }
         inputs = {"catalog": key_at(self.shared / "catalog")} if scratch else {}
         if taught:
@@ -304,14 +304,15 @@ class Run:
         run_stage(self.folder, "base", settings, inputs, build, self.force)
 
     def align(self) -> None:
-        """alignment/: the adapter against the frozen LLM; skipped with no soft tokens or no steps."""
+        """alignment/: the adapter against the LLM; skipped with no soft tokens or no steps."""
         if self.recipe.align.steps == 0 or self.recipe.backbone.soft_tokens == 0:
             shutil.rmtree(self.folder / "alignment", ignore_errors=True)  # of an earlier recipe
             return
         from genrec.training.align import align
 
+        settings = {**self._settings("align", "adapter", "backbone"), "looks": self.recipe.data.looks}
         run_stage(
-            self.folder, "alignment", self._settings("align", "adapter", "backbone"),
+            self.folder, "alignment", settings,
             {**self._feature_keys(), "base": key_at(self.space.base_folder), "catalog": key_at(self.shared / "catalog"),
              "semantic_ids": key_at(self.folder / "semantic_ids")},
             lambda out: align(self.space, out), self.force,
@@ -333,7 +334,7 @@ class Run:
         if (self.folder / "alignment" / MANIFEST).is_file():
             inputs["alignment"] = key_at(self.folder / "alignment")
         settings = self._settings("finetune", "adapter", "backbone")
-        settings["exclude_seen"] = self.recipe.data.exclude_seen
+        settings |= {"exclude_seen": self.recipe.data.exclude_seen, "looks": self.recipe.data.looks}
         checkpoints = self.folder / ".checkpoints" / key_of({"settings": settings, "inputs": inputs})[:16]
         force = force or self.force
         if force:

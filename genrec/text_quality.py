@@ -28,7 +28,7 @@ from genrec.serving.engine import TextRequest
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
 from genrec.splits import Cases
-from genrec.training.texts import held_out_users
+from genrec.training.texts import held_out_items, held_out_users
 from genrec.workspace import Workspace
 from genrec.writer import PICTURE_ONLY, STYLES, TASKS, Writer
 
@@ -218,6 +218,12 @@ def _measure(run: Run, task: str, n: int, out: Path) -> dict[str, Any]:
     late = space.split.cold[[s.row for s in chosen]]
     if late.any():
         values["faithful, new items"] = np.where(late, values["faithful"], np.nan)
+    apart = held_out_items(len(ids), space.recipe.seed)[[s.row for s in chosen]]
+    values |= {
+        f"{name}, held-out items": np.where(apart, values[name], np.nan)
+        for name in ("faithful", "picture right")
+        if name in values
+    }
     references = [writer.write(task, s.style, s.user, s.history, s.row) for s in chosen]
     values["equal to the reference"] = np.array([float(a == b) for a, b in zip(texts, references, strict=True)])
     metrics = {name: interval(of, seed) for name, of in values.items() if not np.isnan(of).all()}

@@ -103,7 +103,7 @@ class Workspace:
     def writer(self) -> Writer:
         """The perfect writer, with what was planted where that is known."""
         truth = Truth.load(self.shared / "source") if self.recipe.data.synthetic is not None else None
-        return Writer(self.catalogue, truth)
+        return Writer(self.catalogue, truth, self.recipe.data.looks)
 
     @property
     def popularity(self) -> np.ndarray:

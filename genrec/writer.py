@@ -124,13 +124,15 @@ def title_of(catalogue: Catalogue, row: int) -> str:
 class Writer:
     """The perfect writer of one catalogue; with the planted truth, of the embedded one."""
 
-    def __init__(self, catalogue: Catalogue, truth: Truth | None = None):
+    def __init__(self, catalogue: Catalogue, truth: Truth | None = None, shown: Sequence[str] = ()):
         """
         Args:
             catalogue: the items.
             truth: what was planted in them; None: a catalogue without a known truth.
+            shown: attributes that pictures show, where nothing was planted.
         """
         self.catalogue, self.truth = catalogue, truth
+        self.shown = shown if truth is None else PICTURE_ONLY
         if truth is not None:
             self._user = {user: row for row, user in enumerate(truth.user_ids)}
             at = {item: row for row, item in enumerate(truth.item_ids)}
@@ -141,6 +143,11 @@ class Writer:
         if self.truth is None:
             return fields_of(self.catalogue, row)
         return [(name, VALUES[name][values[self._row[row]]]) for name, values in self.truth.attributes.items()]
+
+    def looks(self, row: int) -> str:
+        """What an item's picture shows, "colour red, shape star, pattern plain"; empty where nothing is known of it."""
+        known = dict(self.all_fields(row))
+        return ", ".join(f"{name} {known[name][:MAX_CHARS]}" for name in self.shown if name in known)
 
     def style(self, user_id: str, rng: np.random.Generator) -> str:
         """The user's planted style, or any one where none is known."""

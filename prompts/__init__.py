@@ -24,7 +24,7 @@ from genrec.catalog import Catalogue
 from genrec.errors import ConfigError
 from genrec.writer import DEFAULT_STYLE, card, evidence_of, title_of
 
-TASKS = ("next_item", "item_text", "id_text", "text_id", "describe", "explain", "headline", "chat_query")
+TASKS = ("next_item", "item_text", "id_text", "text_id", "looks", "describe", "explain", "headline", "chat_query")
 
 
 @dataclass(frozen=True)
@@ -308,6 +308,10 @@ class Prompter:
     def item_text(self, row: int, text: str | None = None) -> Prompt:
         """Item -> its text (given: a training sample)."""
         return self.encode(render("item_text", item=Item(row), answer=Answer(text)))
+
+    def looks(self, row: int, text: str | None = None) -> Prompt:
+        """Item -> what its picture shows, from its soft tokens alone (given: a training sample)."""
+        return self.encode(render("looks", item=Item(row), answer=Answer(text)))
 
     def item(self, row: int) -> Item:
         """What templates see of a catalogue row."""

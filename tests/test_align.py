@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from genrec.artefacts import read_manifest
 from genrec.config import resolve_recipe
+from genrec.errors import ConfigError
 from genrec.pipeline import Run
 from genrec.prompts import Answer, Item, render
 from genrec.training.align import info_nce, nll_per_prompt, text_embeddings, weights_hash
+from genrec.training.texts import held_out_items
 from tests.conftest import tiny_recipe
 
 
@@ -63,6 +65,42 @@ def test_likelihoods_and_embeddings_are_per_text_and_do_not_depend_on_the_batch(
     vectors = text_embeddings(backbone, prompts)
     assert vectors.shape == (4, backbone.sid_in.shape[1])
     torch.testing.assert_close(vectors.mean(0), torch.zeros(vectors.shape[1]), atol=1e-5, rtol=0)
+
+
+def test_a_scratch_base_tuned_along_reads_pictures_that_the_catalogue_does_not_tell(prepared, tmp_path):
+    """Items that took part, against the same model reading another item's soft tokens: the negative control."""
+    settings = {
+        "steps": 150,
+        "learning_rate": 1e-2,
+        "batch_size": 32,
+        "max_text_tokens": 64,
+        "looks": True,
+        "tune_base": True,
+    }
+    scratch = tiny_recipe()["backbone"]["scratch"] | {"layers": 2}
+    recipe = resolve_recipe(tiny_recipe(align=settings, backbone={"scratch": scratch, "tune": "full"}))
+    folder = tmp_path / "run"
+    shutil.copytree(prepared.folder, folder)
+    run = Run(folder, recipe, folder)
+    run.base()
+    run.align()
+    result = read_manifest(folder / "alignment")["result"]
+    assert set(result["looks_nll"]) == {"own", "other"}
+    space = run.space
+    backbone = space.backbone(tuned=True).eval()
+    assert weights_hash(backbone.lm) == result["llm_sha256"]  # the tuned base goes on into fine-tuning
+    apart = held_out_items(60, recipe.seed)
+    rows = [row for row in range(60) if not apart[row]]
+    looks = {row: space.writer.looks(row) for row in rows}
+    own = nll_per_prompt(backbone, [space.prompter.looks(row, looks[row]) for row in rows], 128)
+    turned = zip(rows, rows[1:] + rows[:1], strict=True)
+    other = nll_per_prompt(backbone, [space.prompter.looks(b, looks[a]) for a, b in turned], 128)
+    assert own.mean() < other.mean() / 2
+
+
+def test_only_a_scratch_base_that_is_tuned_whole_is_tuned_while_aligning():
+    with pytest.raises(ConfigError, match=r"found backbone\.base 'scratch:' and backbone\.tune 'lora'"):
+        resolve_recipe(tiny_recipe(align={"tune_base": True}))
 
 
 def test_own_soft_tokens_tell_more_of_the_text_than_anothers(prepared, tmp_path):

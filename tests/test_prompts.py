@@ -35,6 +35,7 @@ def test_golden_renders():
         Soft(3),
     ]
     assert render("item_text", item=a, answer=Answer("x")) == [SoftPrompt(), "Item:", Soft(7), Answer("x")]
+    assert render("looks", item=a, answer=Answer("x")) == [SoftPrompt(), "Item:", Soft(7), " Looks:", Answer("x")]
     b, c = Item(3), Item(8, "Red lamp", "Red lamp; use office")
     begin = [SoftPrompt(), "History:", Sid(3), Soft(3), " Item:", Soft(8), " ", "Red lamp; use office"]
     asked: dict[str, Any] = {"history": [b], "item": c, "style": "long plain", "answer": Answer(None)}

@@ -1,5 +1,6 @@
 """Training samples of text and their measures, on a tiny run."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,10 +12,20 @@ from genrec.errors import ConfigError
 from genrec.pipeline import Run
 from genrec.scratch import train_tokenizer
 from genrec.text_quality import distinct, measure, subjects, swap_pairs, swap_values
-from genrec.training.texts import chat_samples, exercises, held_out_users, text_samples
+from genrec.training.texts import (
+    assignments,
+    chat_samples,
+    exercises,
+    held_out_items,
+    held_out_users,
+    looks_of,
+    looks_samples,
+    text_samples,
+)
+from genrec.writer import PICTURE_ONLY, VALUES, Writer
 from tests.conftest import tiny_recipe
 
-MIXTURE = {"describe": 1.0, "explain": 0.5, "headline": 0.5, "id_text": 0.2, "text_id": 0.2, "chat": 0.5}
+MIXTURE = {"describe": 1.0, "explain": 0.5, "headline": 0.5, "id_text": 0.2, "text_id": 0.2, "looks": 0.2, "chat": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +46,7 @@ def test_samples_follow_the_mixture_and_leave_users_out(writing: Run) -> None:
     prompts = text_samples(space)
     n = len(space.split.train)
     chat = chat_samples(space)
-    expected = 0.9 * n * (1.0 + 0.5 + 0.5) + n * 0.4 + len(chat)
+    expected = 0.9 * n * (1.0 + 0.5 + 0.5) + n * 0.6 + len(chat)
     assert abs(len(prompts) - expected) < 4 * expected**0.5
     apart = held_out_users(len(space.user_ids), space.recipe.seed)
     assert apart.sum() == 30
@@ -48,6 +59,42 @@ def test_samples_follow_the_mixture_and_leave_users_out(writing: Run) -> None:
     cold = set(np.flatnonzero(space.split.cold).tolist())
     soft = space.layout.soft_tokens
     assert cold.isdisjoint({int(slot) // soft for p in prompts for slot in p.slots if slot >= 0})
+
+
+def test_looks_name_what_the_picture_shows_and_leave_items_out(writing: Run) -> None:
+    space = writing.space
+    found = looks_samples(space)
+    n = 0.2 * len(space.split.train)
+    assert abs(len(found) - n) < 4 * n**0.5
+    apart, truth = held_out_items(len(space.catalogue), space.recipe.seed), space.writer.truth
+    assert apart.sum() == 6
+    assert truth is not None
+    assert not any(apart[row] or space.split.cold[row] for row, _ in found)
+    for row, text in found[:20]:
+        planted = [VALUES[name][truth.attributes[name][row]] for name in PICTURE_ONLY]
+        assert text == "colour {}, shape {}, pattern {}".format(*planted)
+    row, text = found[0]
+    prompt = space.prompter.looks(row, text)
+    assert space.tokenizer.decode(prompt.input_ids[prompt.targets][:-1]) == text
+    assert {int(slot) // space.layout.soft_tokens for slot in prompt.slots if slot >= 0} == {row}
+    written = {a.row for a in assignments(space)}
+    assert written
+    assert not any(apart[row] for row in written)
+
+
+def test_looks_of_a_catalogue_are_the_attributes_that_the_recipe_names(writing: Run) -> None:
+    catalogue = writing.space.catalogue
+    writer = Writer(catalogue, shown=["use", "colour"])
+    assert writer.looks(3) == f"use {catalogue.attributes[3]['use']}"
+    assert Writer(catalogue).looks(3) == ""
+
+
+def test_looks_of_nothing_are_refused(prepared: Run) -> None:
+    recipe = resolve_recipe(tiny_recipe(align={"looks": True}))
+    space = dataclasses.replace(prepared.space, recipe=recipe)
+    space.__dict__["writer"] = Writer(space.catalogue, shown=["hue"])
+    with pytest.raises(ConfigError, match=r"no item has an attribute of data.looks \(\['hue'\]\)"):
+        looks_of(space)
 
 
 def test_a_scratch_base_learns_the_words_of_its_tasks(writing: Run) -> None:

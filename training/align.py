@@ -1,10 +1,11 @@
-"""Alignment (EASE): with the LLM frozen, the adapter learns to make it reconstruct each item's text.
+"""Alignment (EASE): with the LLM frozen, the adapter learns to make it reconstruct each item's text, and its looks.
 
     python -m genrec.training.align --run runs/demo
 
 The frozen LLM reads an item's soft tokens and must write the item's text; a contrastive term pulls the pooled soft
 tokens towards the frozen LLM's own embedding of that text. Two exits: into fine-tuning, and `genrec features`, which
-writes the aligned vectors for other rankers.
+writes the aligned vectors for other rankers. A scratch base may be tuned along (`align.tune_base`): it has never seen a
+vector that is no word, and frozen it cannot learn to read one.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from genrec.backbone import Backbone
 from genrec.metrics import ci95
 from genrec.prompts import Answer, Item, Prompt, render
 from genrec.training.packing import PackedCollator, packed_rows
+from genrec.training.texts import held_out_items, looks_of
 from genrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
 TEMPERATURE = 0.07
-HELD_OUT = 0.1
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -87,17 +88,18 @@ def text_embeddings(backbone: Backbone, prompts: list[Prompt]) -> Tensor:
 
 
 def align(space: Workspace, out: Path) -> dict[str, Any]:
-    """Train adapter and soft prompt against the frozen LLM, and measure what they carry.
+    """Train adapter and soft prompt against the LLM, frozen unless `align.tune_base`, and measure what they carry.
 
     A tenth of the items never takes part in training; the three likelihoods are measured on them: NLL(text | own
-    soft tokens), NLL(text | another item's), NLL(text | no soft tokens).
+    soft tokens), NLL(text | another item's), NLL(text | no soft tokens). With `align.looks` the first two of looks too.
 
     Args:
         space: a run whose catalogue, features, semantic ids and base are there.
         out: empty folder; gets aligned.safetensors.
 
     Returns:
-        {"nll": {"own" | "other" | "none": {"mean", "ci95"}}, "held_out_items", "llm_sha256", "curve"}.
+        {"nll": {"own" | "other" | "none": {"mean", "ci95"}}, "looks_nll": the same (empty without looks),
+        "held_out_items", "llm_sha256", "curve"}.
     """
     settings, seed = space.recipe.align, space.recipe.seed
     backbone = space.backbone(tuned=False).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,15 +108,20 @@ def align(space: Workspace, out: Path) -> dict[str, Any]:
     prompter = type(prompter)(space.tokenizer, space.layout, space.semantic_ids.codes, settings.max_text_tokens)
     n = len(texts)
     samples = [prompter.item_text(i, texts[i]) for i in range(n)]
-    row_tokens = max(len(s.input_ids) for s in samples)
+    looks = looks_of(space) if settings.looks else []
+    pictures = {i: prompter.looks(i, text) for i, text in enumerate(looks) if text}
+    row_tokens = max(len(s.input_ids) for s in [*samples, *pictures.values()])
     targets = text_embeddings(backbone, [prompter.encode([Answer(t)]) for t in texts])
     rng = np.random.default_rng(seed)
     order = rng.permutation(n)
-    held, known = order[: int(n * HELD_OUT)], order[int(n * HELD_OUT) :]
+    apart = held_out_items(n, seed)[order]
+    held, known = order[apart], order[~apart]
     assert backbone.adapter is not None
     head = nn.Linear(targets.shape[1], targets.shape[1]).to(backbone.device)
     backbone.sid_in.requires_grad_(False)
     trained = [*backbone.adapter.parameters(), backbone.soft_prompt, *head.parameters()]
+    if settings.tune_base:
+        trained += list(backbone.lm.requires_grad_(True).parameters())
     optimiser = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.learning_rate, total_steps=max(settings.steps, 2), pct_start=0.1
@@ -125,7 +132,8 @@ def align(space: Workspace, out: Path) -> dict[str, Any]:
     backbone.adapter.train()
     for step in tqdm(range(settings.steps), desc="align", unit="step", disable=None):
         items = rng.choice(known, min(settings.batch_size, len(known)), replace=False)
-        batch = collator(packed_rows([samples[i] for i in items], row_tokens))
+        asked = [samples[i] for i in items] + [pictures[i] for i in items if i in pictures]
+        batch = collator(packed_rows(asked, row_tokens))
         batch = {k: v.to(backbone.device) for k, v in batch.items()}
         reconstruct = backbone(**batch)["loss"]
         rows = torch.from_numpy(items).to(backbone.device)
@@ -140,30 +148,49 @@ def align(space: Workspace, out: Path) -> dict[str, Any]:
             curve.append({"step": step, "loss": round(reconstruct.item(), 4), "contrast": round(contrast.item(), 4)})
     backbone.eval()
     after = weights_hash(backbone.lm)
-    assert before == after, "the frozen LLM changed during alignment"
+    assert settings.tune_base or before == after, "the frozen LLM changed during alignment"
     measured = held if len(held) >= 10 else order
-    other = np.roll(measured, 1)
     nll = {
         "own": nll_per_prompt(backbone, [samples[i] for i in measured], row_tokens),
         "other": nll_per_prompt(
             backbone,
             [
-                prompter.encode(render("item_text", item=Item(int(b)), answer=Answer(texts[a])))
-                for a, b in zip(measured, other, strict=True)
+                prompter.encode(render("item_text", item=Item(b), answer=Answer(texts[a])))
+                for a, b in _turned(measured.tolist())
             ],
             row_tokens,
         ),
         "none": nll_per_prompt(backbone, [prompter.encode([Answer(texts[i])]) for i in measured], row_tokens),
     }
-    state = {k: v for k, v in backbone.trained_state().items() if k.startswith("adapter.") or k == "soft_prompt"}
+    seen = [int(i) for i in measured if i in pictures]
+    looks_nll = {}
+    if len(seen) > 1:
+        others = [prompter.encode(render("looks", item=Item(b), answer=Answer(looks[a]))) for a, b in _turned(seen)]
+        looks_nll = {
+            "own": nll_per_prompt(backbone, [pictures[i] for i in seen], row_tokens),
+            "other": nll_per_prompt(backbone, others, row_tokens),
+        }
+    state = {
+        k: v for k, v in backbone.trained_state().items() if k.startswith(("adapter.", "lm.")) or k == "soft_prompt"
+    }
     save_file(state, out / "aligned.safetensors")
     return {
-        "nll": {k: {"mean": float(v.mean()), "ci95": list(ci95(v, 1000, seed))} for k, v in nll.items()},
+        "nll": _means(nll, seed),
+        "looks_nll": _means(looks_nll, seed),
         "held_out_items": len(held),
         "width": backbone.sid_in.shape[1],
         "llm_sha256": after,
         "curve": curve,
     }
+
+
+def _turned(items: list[int]) -> list[tuple[int, int]]:
+    """Each item with another one."""
+    return list(zip(items, [items[-1], *items[:-1]], strict=True))
+
+
+def _means(values: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
+    return {k: {"mean": float(v.mean()), "ci95": list(ci95(v, 1000, seed))} for k, v in values.items()}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Training samples of text: the mixture's share of descriptions, explanations, headlines, id <-> text, and chat."""
+"""Training samples of text: the mixture's descriptions, explanations, headlines, id <-> text, looks, and chat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from itertools import islice
 
 import numpy as np
 
-from genrec.prompts import Answer, Part, Prompt, render, writing_parts
+from genrec.errors import ConfigError
+from genrec.prompts import Answer, Item, Part, Prompt, render, writing_parts
 from genrec.query_schema import answers, questions
 from genrec.training.conversations import Scriptwriter
 from genrec.workspace import Workspace
@@ -15,13 +16,36 @@ from genrec.writer import TASKS
 
 OWN_SHARE = 0.5  # of the items written about, those the user took next; the rest is any known item
 NEW_SHARE = 0.3  # of the texts, those for a user of whom nothing is known
-HELD_OUT = 0.1  # of the users, whose texts are never trained: texts are measured on them
+HELD_OUT = 0.1  # of the users, and of the items: no text about them is trained, texts are measured on them
 
 
 def held_out_users(n_users: int, seed: int) -> np.ndarray:
     """bool [n_users]: users of the log about whom no text is trained."""
     order = np.random.default_rng([seed, 1]).permutation(n_users)
     return order < round(HELD_OUT * n_users)
+
+
+def held_out_items(n_items: int, seed: int) -> np.ndarray:
+    """bool [n_items]: items that alignment never sees, and about which no text is trained."""
+    order = np.random.default_rng(seed).permutation(n_items)
+    held = np.zeros(n_items, bool)
+    held[order[: int(n_items * HELD_OUT)]] = True
+    return held
+
+
+def looks_of(space: Workspace) -> list[str]:
+    """What every item's picture shows, empty where nothing is known of it.
+
+    Raises:
+        ConfigError: nothing is known of any item.
+    """
+    looks = [space.writer.looks(row) for row in range(len(space.catalogue))]
+    if not any(looks):
+        raise ConfigError(
+            f"looks: no item has an attribute of data.looks ({list(space.writer.shown)}); name some that pictures "
+            "show, or set finetune.mixture.looks to 0 and align.looks to false"
+        )
+    return looks
 
 
 @dataclass(frozen=True)
@@ -52,7 +76,8 @@ def assignments(space: Workspace) -> list[Assignment]:
     """
     mixture, split = space.recipe.finetune.mixture, space.split
     rng = np.random.default_rng([space.recipe.seed, 2])
-    known = np.flatnonzero(~split.cold)
+    known = np.flatnonzero(~split.cold & ~held_out_items(len(split.cold), space.recipe.seed))
+    about = set(known.tolist())
     chosen: list[Assignment] = []
     tasks = [task for task in TASKS if getattr(mixture, task)]
     apart = held_out_users(len(space.user_ids), space.recipe.seed) if tasks else np.zeros(0, bool)
@@ -61,7 +86,8 @@ def assignments(space: Workspace) -> list[Assignment]:
             many = rng.poisson(getattr(mixture, task)) if len(history) > 1 and not apart[user] else 0
             for _ in range(many):
                 at = int(rng.integers(1, len(history)))
-                row = int(history[at] if rng.random() < OWN_SHARE else rng.choice(known))
+                own = rng.random() < OWN_SHARE and int(history[at]) in about
+                row = int(history[at] if own else rng.choice(known))
                 name, before = space.user_ids[user], history[: at if rng.random() >= NEW_SHARE else 0]
                 style = space.writer.style(name, rng)
                 text = space.writer.write(task, style, name, before, row)
@@ -81,6 +107,7 @@ def text_samples(space: Workspace) -> list[Prompt]:
     for row in rng.choice(known, rng.poisson(mixture.text_id * n)):
         prompts.append(prompter.text_id(int(row)))
     prompts += [prompter.chat_query(message, text) for message, text in chat_samples(space)]
+    prompts += [prompter.looks(row, text) for row, text in looks_samples(space)]
     return prompts
 
 
@@ -92,6 +119,7 @@ def exercises(space: Workspace) -> list[str]:
     catalogue = space.catalogue
     parts = [writing_parts(catalogue, a.task, a.history, a.row, a.style, a.text) for a in assignments(space)]
     parts += [render("chat_query", message=message, answer=Answer(text)) for message, text in chat_samples(space)]
+    parts += [render("looks", item=Item(row), answer=Answer(text)) for row, text in looks_samples(space)]
     return ["".join(_words(part) for part in of) for of in parts]
 
 
@@ -99,6 +127,17 @@ def _words(part: Part) -> str:
     if isinstance(part, Answer):
         return part.text or ""
     return part if isinstance(part, str) else ""
+
+
+def looks_samples(space: Workspace) -> list[tuple[int, str]]:
+    """Known items, each with what its picture shows."""
+    rng = np.random.default_rng([space.recipe.seed, 9])
+    n = int(rng.poisson(space.recipe.finetune.mixture.looks * len(space.split.train)))
+    if not n:
+        return []
+    looks, apart = looks_of(space), held_out_items(len(space.catalogue), space.recipe.seed)
+    known = [row for row in np.flatnonzero(~space.split.cold & ~apart) if looks[row]]
+    return [(int(row), looks[row]) for row in rng.choice(known, n)]
 
 
 def chat_samples(space: Workspace) -> list[tuple[str, str]]:
