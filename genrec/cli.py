@@ -160,7 +160,7 @@ def loadtest(
 @app.command()
 def quantize(
     export: Annotated[Path, typer.Argument(help="an export folder")],
-    method: Annotated[str, typer.Option(help="nf4 or int8")] = "int8",
+    method: Annotated[str, typer.Option(help="int8 or nf4 for the torch engine, w8a8 or w4a16 for vLLM")] = "int8",
     users: Annotated[int, typer.Option(help="test users to compare lists on")] = 300,
 ) -> None:
     """Write a quantised copy beside an export and say what it costs."""

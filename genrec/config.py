@@ -254,12 +254,17 @@ class MinOverlap(Settings):
 
     int8: float = Field(0.95, ge=0, le=1, description="of an int8 copy")
     nf4: float = Field(0.8, ge=0, le=1, description="of an NF4 copy")
+    w8a8: float = Field(0.95, ge=0, le=1, description="of a W8A8 copy")
+    w4a16: float = Field(0.8, ge=0, le=1, description="of a W4A16 copy")
 
 
 class Serve(Settings):
     """Export and serving."""
 
-    quantise: list[Literal["nf4", "int8"]] = Field(["int8", "nf4"], description="quantised copies of the export")
+    quantise: list[Literal["nf4", "int8", "w8a8", "w4a16"]] = Field(
+        ["int8", "nf4"],
+        description="quantised copies of the export; the last two are for vLLM, which must be installed",
+    )
     min_overlap: MinOverlap = Field(MinOverlap(), description="what a copy's lists must share with the export's")
 
 

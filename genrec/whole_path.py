@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -26,7 +27,10 @@ QUANTISED_USERS = 300
 
 def whole_path(run: Run) -> dict[str, Any]:
     """Every stage of a run; returns metrics.json."""
+    from genrec.serving.quantise import check_runnable
+
     started = time.monotonic()
+    check_runnable(run.recipe.serve.quantise)
     run.through_training()
     for name in run.recipe.evaluate.ablations:
         log.info("ablation %s", name)
@@ -104,53 +108,64 @@ def quantise_and_compare(export: Path, methods: Sequence[str], users: int, force
 
     Args:
         export: an export folder inside its run's folder.
-        methods: "nf4", "int8".
+        methods: "int8", "nf4", "w8a8", "w4a16".
         users: test users to compare lists on.
         force: do it again even when nothing changed.
 
     Returns:
-        rows of `genrec.serving.quantise.compare_exports`, also kept in quantised/comparison.json beside the export,
-        and whether each export is ``blessed``: a copy that agrees less than its serve.min_overlap is not.
-    """
-    from genrec.serving.export import REFUSED, Export
-    from genrec.serving.quantise import bless, compare_exports, quantise_export
-    from genrec.serving.torch_engine import TorchEngine
+        rows of `genrec.serving.quantise.compare_exports`, the export once for each engine that its copies need and
+        before them, also kept in quantised/comparison.json beside the export, and whether each row is ``blessed``: a
+        copy that agrees less than its serve.min_overlap is not.
 
+    Raises:
+        ConfigError: no such method, a model that it does not fit, or vLLM is needed and cannot run here.
+    """
+    from genrec.serving.export import REFUSED
+    from genrec.serving.quantise import (
+        ENGINES,
+        bless,
+        check_runnable,
+        compare_exports,
+        open_engines,
+        quantise_export,
+    )
+
+    check_runnable(methods)
     run = Run.open(export.parent)
-    copies = [quantise_export(export, run.folder, method, force) for method in methods]
-    for copy in copies:
+    copies = {method: quantise_export(export, run.folder, method, force) for method in methods}
+    for copy in copies.values():
         (copy / REFUSED).unlink(missing_ok=True)  # an earlier demand may have been higher
+    folders_of: dict[str, list[Path]] = {}
+    for method, copy in copies.items():
+        folders_of.setdefault(ENGINES[method], [export]).append(copy)
     test, seed, exclude_seen = run.space.split.test, run.recipe.seed, run.recipe.data.exclude_seen
 
     def build(out: Path) -> None:
         n = len(test.targets)
         rows = np.random.default_rng(seed).choice(n, min(users, n), replace=False)
-        table = compare_exports(
-            TorchEngine(Export.load(export)),
-            (TorchEngine(Export.load(copy)) for copy in copies),
-            Cases(test.users[rows], [test.histories[i] for i in rows], test.targets[rows]),
-            exclude_seen=exclude_seen,
-            seed=seed,
-        )
+        cases = Cases(test.users[rows], [test.histories[i] for i in rows], test.targets[rows])
+        table: list[dict[str, Any]] = []
+        for kind, folders in folders_of.items():
+            with contextlib.closing(open_engines(kind, folders)) as engines:
+                table += compare_exports(next(engines), engines, cases, exclude_seen=exclude_seen, seed=seed)
         write_json(out / "comparison.json", table)
 
-    settings = {"users": users, "seed": seed, "exclude_seen": exclude_seen}
-    inputs = {folder.name: key_at(folder) for folder in (export, *copies)}
+    engines = {copy.name: ENGINES[method] for method, copy in copies.items()}
+    settings = {"users": users, "seed": seed, "exclude_seen": exclude_seen, "engines": engines}
+    inputs = {folder.name: key_at(folder) for folder in (export, *copies.values())}
     inputs["interactions"] = key_at(run.shared / "interactions")
     folder = run_stage(run.folder, "quantised", settings, inputs, build, force)
     table: list[dict[str, Any]] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     least = run.recipe.serve.min_overlap.model_dump()
-    method_of = {copy.name: method for copy, method in zip(copies, methods, strict=True)}
+    quantised = {copy.name: method for method, copy in copies.items()}
     for row in table:
         log.info(
-            "%s: %.1f MB (%.0f %% of bfloat16), %.0f users/s, overlap@10 %.3f, N@10 %+.4f [%+.4f, %+.4f]",
-            row["export"], row["bytes"] / 1e6, 100 * row["share"], row["users/s"], row["overlap@10"], row["change"],
-            *row["ci95"],
+            "%s (%s): %.1f MB (%.0f %% of bfloat16), %.0f users/s, overlap@10 %.3f, N@10 %+.4f [%+.4f, %+.4f]",
+            row["export"], row["engine"], row["bytes"] / 1e6, 100 * row["share"], row["users/s"], row["overlap@10"],
+            row["change"], *row["ci95"],
         )  # fmt: skip
-        method = method_of.get(row["export"])
-        row["blessed"] = method is None or bless(
-            export.parent / row["export"], method, row["overlap@10"], least[method]
-        )
+        by = quantised.get(row["export"])
+        row["blessed"] = by is None or bless(export.parent / row["export"], by, row["overlap@10"], least[by])
     return table
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from genrec.writer import DEFAULT_STYLE
+
+if TYPE_CHECKING:
+    from genrec.serving.export import Export
 
 
 @dataclass(frozen=True)
@@ -81,4 +84,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free memory and processes."""
+        ...
+
+
+class ExportEngine(Engine, Protocol):
+    """An engine that says what it serves."""
+
+    @property
+    def export(self) -> Export:
+        """What was loaded."""
         ...

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.errors import ArtefactError
+from genrec.serving import compressed_tensors_copy
 from genrec.serving.export import Export
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,17 @@ class ExportedModel:
             dtype: of what is not quantised; None: float32 on a CPU, as stored on a GPU.
 
         Raises:
-            ArtefactError: model/ holds no loadable model, or one with fewer rows than the layout has tokens.
+            ArtefactError: model/ holds no loadable model, one in vLLM's format, or one with fewer rows than the layout
+                has tokens.
         """
         from transformers import AutoModelForCausalLM
 
+        quantised = export.manifest["result"].get("quantised", {}).get("method")
+        if quantised in compressed_tensors_copy.METHODS:
+            raise ArtefactError(
+                f"{export.folder}: quantised by {quantised} in compressed-tensors' format, which only vLLM reads; "
+                "take the vllm engine, or serve the unquantised export"
+            )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.layout = export.layout
         try:

@@ -1,7 +1,8 @@
-"""Quantised copies of an export by bitsandbytes, and what they cost in quality.
+"""Quantised copies of an export, and what they cost in quality.
 
-Only the transformer blocks' linear layers are quantised: LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339) or NF4
-(Dettmers et al. 2023, arXiv:2305.14314). Embedding, output head (so the semantic-id rows) and soft tokens stay.
+Only the transformer blocks' linear layers are quantised: for the torch engine by bitsandbytes, to LLM.int8()
+(Dettmers et al. 2022, arXiv:2208.07339) or NF4 (Dettmers et al. 2023, arXiv:2305.14314); for vLLM by
+`genrec.serving.compressed_tensors_copy`. Embedding, output head (so the semantic-id rows) and soft tokens stay.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open
@@ -21,16 +22,22 @@ from safetensors import safe_open
 from genrec.artefacts import MANIFEST, key_at, run_stage, write_text
 from genrec.errors import ConfigError
 from genrec.metrics import paired, per_user
-from genrec.serving.engine import RecommendRequest
+from genrec.serving import compressed_tensors_copy
+from genrec.serving.engine import ExportEngine, RecommendRequest
 from genrec.serving.export import REFUSED, Export
-from genrec.serving.torch_engine import TorchEngine
+from genrec.serving.select_engine import make_engine, vllm_obstacle
 from genrec.splits import Cases
 
+if TYPE_CHECKING:
+    from torch import nn
+
 log = logging.getLogger(__name__)
-METHODS: dict[str, dict[str, Any]] = {
+BITSANDBYTES: dict[str, dict[str, Any]] = {
     "int8": {"load_in_8bit": True},
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
 }
+METHODS: dict[str, dict[str, Any]] = {**BITSANDBYTES, **compressed_tensors_copy.METHODS}
+ENGINES = {method: "torch" if method in BITSANDBYTES else "vllm" for method in METHODS}  # what serves a copy
 TOP = 10
 WIDER = {"F32": 4, "F64": 8}  # safetensors' names of floats with more bytes than bfloat16
 NF4_BLOCK_IN, NF4_BLOCK_OUT = 64, 32  # bitsandbytes' kernels for CPUs take no other shapes
@@ -52,33 +59,50 @@ def bfloat16_bytes(model_dir: Path) -> int:
     return folder_bytes(model_dir) - saved
 
 
-def _kept_whole(source: Export, method: str) -> list[str]:
-    """Names of the linear layers that are not quantised: the head, and what NF4's blocks do not fit.
-
-    Raises:
-        ConfigError: no layer would be left.
-    """
+def _linear_layers(model_dir: Path) -> tuple[dict[str, nn.Linear], str]:
+    """A model's linear layers by name, without their weights, and which of them is the output head."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.model_dir))
-    head = model.get_output_embeddings()
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir))
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    kept = [
+    return linear, next(name for name, module in linear.items() if module is model.get_output_embeddings())
+
+
+def _misfits(model_dir: Path, method: str, linear: dict[str, nn.Linear], head: str) -> list[str]:
+    """Names of the layers beside the head that bitsandbytes must leave whole: what NF4's blocks do not fit.
+
+    Raises:
+        ConfigError: no layer would be left.
+    """
+    misfits = [
         name
-        for name, module in linear.items()
-        if module is head
-        or (method == "nf4" and (module.in_features % NF4_BLOCK_IN or module.out_features % NF4_BLOCK_OUT))
+        for name, layer in linear.items()
+        if name != head and method == "nf4" and (layer.in_features % NF4_BLOCK_IN or layer.out_features % NF4_BLOCK_OUT)
     ]
-    if len(kept) == len(linear):
+    if len(misfits) == len(linear) - 1:
         raise ConfigError(
-            f"{source.model_dir}: NF4 needs linear layers with inputs in multiples of {NF4_BLOCK_IN} and outputs in "
+            f"{model_dir}: NF4 needs linear layers with inputs in multiples of {NF4_BLOCK_IN} and outputs in "
             f"multiples of {NF4_BLOCK_OUT}, and no layer has both; use int8"
         )
-    if len(kept) > 1:
-        log.warning("%s: %d of %d linear layers stay whole: sizes do not fit", method, len(kept) - 1, len(linear))
-    return kept
+    if misfits:
+        log.warning("%s: %d of %d linear layers stay whole: sizes do not fit", method, len(misfits), len(linear))
+    return misfits
+
+
+def _write_bitsandbytes(model_dir: Path, out: Path, method: str, kept: list[str]) -> None:
+    """Load a model through bitsandbytes, `kept` layers whole, and save it."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir,
+        dtype="auto",
+        device_map={"": "cuda" if torch.cuda.is_available() else "cpu"},
+        quantization_config=BitsAndBytesConfig(**BITSANDBYTES[method], llm_int8_skip_modules=kept),
+    )
+    model.save_pretrained(out)
 
 
 def quantise_export(export_dir: Path, run_dir: Path, method: str, force: bool = False) -> Path:
@@ -86,8 +110,8 @@ def quantise_export(export_dir: Path, run_dir: Path, method: str, force: bool = 
 
     Args:
         export_dir: a whole, unquantised export.
-        run_dir: folder to write ``export-int8/`` or ``export-nf4/`` into.
-        method: "int8" or "nf4".
+        run_dir: folder to write ``export-METHOD/`` into.
+        method: "int8" or "nf4" for the torch engine, "w8a8" or "w4a16" for vLLM.
         force: write it even when nothing changed.
 
     Returns:
@@ -95,7 +119,7 @@ def quantise_export(export_dir: Path, run_dir: Path, method: str, force: bool = 
         original's model/, and the linear layers that were kept whole.
 
     Raises:
-        ConfigError: no such method, the export is a quantised one, or no layer of its model can be quantised.
+        ConfigError: no such method, the export is a quantised one, or its model cannot be quantised so.
         ArtefactError: the export is not whole, or the copy cannot be written.
     """
     if method not in METHODS:
@@ -105,18 +129,14 @@ def quantise_export(export_dir: Path, run_dir: Path, method: str, force: bool = 
         raise ConfigError(f"{export_dir}: already quantised; give the export that it was made from")
 
     def build(work: Path) -> dict[str, Any]:
-        import torch
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-        kept = _kept_whole(source, method)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForCausalLM.from_pretrained(
-            source.model_dir,
-            dtype="auto",
-            device_map={"": device},
-            quantization_config=BitsAndBytesConfig(**METHODS[method], llm_int8_skip_modules=kept),
-        )
-        model.save_pretrained(work / "model")
+        linear, head = _linear_layers(source.model_dir)
+        kept = [head]
+        (work / "model").mkdir()
+        if method in BITSANDBYTES:
+            kept += _misfits(source.model_dir, method, linear, head)
+            _write_bitsandbytes(source.model_dir, work / "model", method, kept)
+        else:
+            compressed_tensors_copy.write_weights(source.model_dir, work / "model", method, linear, head)
         for path in source.model_dir.iterdir():  # the tokenizer; the weights and their index are the new ones
             if not (work / "model" / path.name).exists() and ".safetensors" not in path.name:
                 shutil.copy2(path, work / "model")
@@ -154,7 +174,28 @@ def bless(copy: Path, method: str, overlap: float, least: float) -> bool:
     return False
 
 
-def _top_rows(engine: TorchEngine, requests: Sequence[RecommendRequest]) -> np.ndarray:
+def check_runnable(methods: Iterable[str]) -> None:
+    """Find out before the work, not after it, whether this machine can compare copies by these methods.
+
+    Raises:
+        ConfigError: vLLM is not installed, or cannot compute with such weights here.
+    """
+    for method in methods:
+        if ENGINES.get(method) == "vllm" and (found := vllm_obstacle(method)):
+            raise ConfigError(f"a copy by {method} cannot be compared here: {found}")
+
+
+def open_engines(kind: str, folders: Iterable[Path]) -> Generator[ExportEngine, None, None]:
+    """Engines on exports, one after the other: each is closed before the next one starts."""
+    for folder in folders:
+        engine = make_engine(Export.load(folder), kind)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+def _top_rows(engine: ExportEngine, requests: Sequence[RecommendRequest]) -> np.ndarray:
     """Top 10 catalogue rows per request: int32 [n, 10], -1 pads."""
     top = np.full((len(requests), TOP), -1, np.int32)
     index = engine.export.catalogue.index
@@ -164,8 +205,8 @@ def _top_rows(engine: TorchEngine, requests: Sequence[RecommendRequest]) -> np.n
 
 
 def compare_exports(
-    reference: TorchEngine,
-    quantised: Iterable[TorchEngine],
+    reference: ExportEngine,
+    quantised: Iterable[ExportEngine],
     cases: Cases,
     *,
     exclude_seen: bool = True,
@@ -175,7 +216,7 @@ def compare_exports(
     """What quantisation costs: size, changed lists, changed N@10 on the same users.
 
     Args:
-        reference: engine on the unquantised export.
+        reference: engine on the unquantised export; may be closed when the first copy is asked for.
         quantised: engines on its copies; a generator may load and close them one after the other.
         cases: histories and targets to compare on.
         exclude_seen: leave out the items of the history.
@@ -183,10 +224,10 @@ def compare_exports(
         seed: of the resamples.
 
     Returns:
-        One row per export, the reference first: ``export`` (folder name), ``bytes`` of model/ and their ``share`` of
-        the reference's in bfloat16, ``users``, ``users/s`` (lists on this machine, in turns), ``overlap@10`` (mean
-        share of the reference's top 10 that is in the export's, in 0..1), ``ndcg@10``, ``change`` (N@10 minus the
-        reference's) and its paired 95 % interval ``ci95``.
+        One row per export, the reference first: ``export`` (folder name), ``engine``, ``bytes`` of model/ and their
+        ``share`` of the reference's in bfloat16, ``users``, ``users/s`` (lists on this machine, in turns),
+        ``overlap@10`` (mean share of the reference's top 10 that is in the export's, in 0..1), ``ndcg@10``, ``change``
+        (N@10 minus the reference's) and its paired 95 % interval ``ci95``.
     """
     ids = reference.export.catalogue.item_ids
     requests = [
@@ -208,6 +249,7 @@ def compare_exports(
         rows.append(
             {
                 "export": engine.export.folder.name,
+                "engine": engine.name,
                 "bytes": size,
                 "share": size / whole,
                 "users": len(requests),

@@ -21,6 +21,7 @@ from torch import Tensor
 from genrec.errors import ArtefactError, ConfigError
 from genrec.filters import item_bitmap
 from genrec.prompts import Prompt
+from genrec.serving.compressed_tensors_copy import method_of, obstacle
 from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
 from genrec.serving.resolve import MAX_POSITIONS, beam_width, item_rows, max_positions, recommend_prompt, text_prompt
@@ -117,7 +118,7 @@ class VllmEngine:
 
         Raises:
             ConfigError: vLLM is not installed.
-            ArtefactError: vLLM cannot load this kind of export, or another took its place.
+            ArtefactError: vLLM cannot serve this kind of export here, or another took its place.
         """
         config = json.loads((export.model_dir / "config.json").read_text(encoding="utf-8"))
         if config.get("quantization_config", {}).get("quant_method") == "bitsandbytes":
@@ -125,6 +126,9 @@ class VllmEngine:
                 f"{export.folder}: quantised by bitsandbytes, which vLLM 0.32 cannot load; "
                 "serve the unquantised export, or take the torch engine"
             )
+        method = method_of(config)
+        if method is not None and (found := obstacle(method)) is not None:
+            raise ArtefactError(f"{export.folder}: {found}")
         _prepare_environment()
         from vllm.config import StructuredOutputsConfig
         from vllm.platforms import current_platform
@@ -134,7 +138,7 @@ class VllmEngine:
 
         cpu = current_platform.is_cpu()
         layout = export.layout
-        self._export = export
+        self.export = export
         self._speculative = speculative
         self._max_positions = max_positions(export, max_model_len)
         self._trie = Trie.build(torch.from_numpy(export.codes), layout.n_codes)
@@ -176,10 +180,10 @@ class VllmEngine:
         """
         from genrec.serving.vllm_background import AsyncEngine
 
-        self._export.check_unchanged()
+        self.export.check_unchanged()
         engine = AsyncEngine(arguments, self._background)
         try:
-            self._export.check_unchanged()
+            self.export.check_unchanged()
         except BaseException:
             engine.stop()
             raise
@@ -202,7 +206,7 @@ class VllmEngine:
         return self._background.run(gather())
 
     def _checked(self, request: RecommendRequest) -> _Search:
-        catalogue = self._export.catalogue
+        catalogue = self.export.catalogue
         history = item_rows(catalogue, request.history)
         allowed = item_bitmap(
             catalogue,
@@ -215,7 +219,7 @@ class VllmEngine:
         )
         return _Search(
             history=history,
-            prompt=recommend_prompt(self._export, history, self._max_positions),
+            prompt=recommend_prompt(self.export, history, self._max_positions),
             allowed=allowed,
             width=beam_width(request, self._trie.n_items),
             k=request.k,
@@ -225,7 +229,7 @@ class VllmEngine:
         """Beam search as in `genrec.decode.beam_search`, by requests of one token."""
         if not search.allowed.any():
             return []
-        scores_of, newcomers = self._export.item_scores, self._export.newcomers
+        scores_of, newcomers = self.export.item_scores, self.export.newcomers
         allowed = torch.from_numpy(search.allowed)[None]  # [1, N]
         likely = None if scores_of is None else scores_of([search.history])
         items, scores = await self._beams(search, allowed if newcomers is None else newcomers.without(allowed), likely)
@@ -233,7 +237,7 @@ class VllmEngine:
             joined = newcomers.join(items[None], scores[None], likely, allowed, search.width)
             listed = joined[0][0] >= 0
             items, scores = joined[0][0, listed], joined[1][0, listed]
-        ids = self._export.catalogue.item_ids
+        ids = self.export.catalogue.item_ids
         best = zip(items[: search.k].tolist(), scores.tolist(), strict=False)
         return [RankedItem(ids[row], score, rank) for rank, (row, score) in enumerate(best, start=1)]
 
@@ -241,10 +245,10 @@ class VllmEngine:
         """Items int64 [W] and scores float32 [W] of a search among bool [1, N], best first."""
         if not allowed_items.any():
             return torch.empty(0, dtype=torch.int64), torch.empty(0)
-        trie, layout = self._trie, self._export.layout
+        trie, layout = self._trie, self.export.layout
         allowed = trie.filter(allowed_items)
         prior = None if likely is None else trie.prior(likely)
-        prompt = self._export.splice(search.prompt, self._embedding)  # [T, D]
+        prompt = self.export.splice(search.prompt, self._embedding)  # [T, D]
         state = torch.full((1, 1), trie.root)  # [1, W]
         suffix = self._embedding[:0].expand(1, 0, -1)  # [W, level, D]
         scores = np.zeros(1)  # [W]
@@ -276,7 +280,7 @@ class VllmEngine:
 
         from genrec.serving.trie_processor import level_request
 
-        layout = self._export.layout
+        layout = self.export.layout
         first = layout.sid_start + level * layout.n_codes
         options = self._trie.options(state, level, allowed, prior)
         known, legal = options.known[0].numpy(), options.legal[0].numpy()  # [W, C]
@@ -315,7 +319,7 @@ class VllmEngine:
             DataError: unknown item ids, or numbers out of range.
         """
         self._check_open()
-        prompts = [text_prompt(self._export, request, self._max_positions) for request in requests]
+        prompts = [text_prompt(self.export, request, self._max_positions) for request in requests]
         return self._write(self._text_engine(), requests, prompts)
 
     def speculation(self) -> Speculation | None:
@@ -331,11 +335,11 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        layout, tokenizer = self._export.layout, self._export.tokenizer
+        layout, tokenizer = self.export.layout, self.export.tokenizer
         text_tokens = None if engine.has_processor else list(range(layout.sid_start))
         outputs = engine.complete_all(
             (
-                self._export.splice(prompt, self._embedding),
+                self.export.splice(prompt, self._embedding),
                 SamplingParams(
                     max_tokens=request.max_tokens,
                     temperature=request.temperature,

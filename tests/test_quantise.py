@@ -15,7 +15,15 @@ from genrec.errors import ArtefactError, ConfigError
 from genrec.metrics import paired
 from genrec.serving.engine import RecommendRequest, TextRequest
 from genrec.serving.export import Export
-from genrec.serving.quantise import METHODS, bfloat16_bytes, bless, compare_exports, folder_bytes, quantise_export
+from genrec.serving.quantise import (
+    BITSANDBYTES,
+    METHODS,
+    bfloat16_bytes,
+    bless,
+    compare_exports,
+    folder_bytes,
+    quantise_export,
+)
 from genrec.serving.torch_engine import TorchEngine
 from genrec.splits import Cases
 from tests.export_fixture import make_export
@@ -27,7 +35,7 @@ QUANTISED = {"int8": "Linear8bitLt", "nf4": "Linear4bit"}
 def run_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     export = make_export(folder)
-    for method in METHODS:
+    for method in BITSANDBYTES:
         assert quantise_export(export, folder, method) == folder / f"export-{method}"
     return folder
 
@@ -43,7 +51,7 @@ def cases(n: int = 60) -> Cases:
     return Cases(np.arange(n), histories, rng.integers(0, 60, n).astype(np.int32))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BITSANDBYTES)
 def test_blocks_are_quantised_and_the_rest_is_not(run_dir: Path, engines, method: str) -> None:
     model, original = engines[f"export-{method}"].model, engines["export"].model
     kinds = {name: type(module).__name__ for name, module in model.lm.named_modules()}
@@ -63,7 +71,7 @@ def test_blocks_are_quantised_and_the_rest_is_not(run_dir: Path, engines, method
     assert not (quantised / "model" / "generation_config.json").exists()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BITSANDBYTES)
 def test_the_manifest_names_method_and_bytes(run_dir: Path, method: str) -> None:
     folder = run_dir / f"export-{method}"
     found = json.loads((folder / "manifest.json").read_text())["result"]["quantised"]
@@ -74,7 +82,7 @@ def test_the_manifest_names_method_and_bytes(run_dir: Path, method: str) -> None
     assert "lm_head" in found["kept_whole"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BITSANDBYTES)
 def test_scores_move_a_little(engines, method: str) -> None:
     """Rounded weights move scores, by less than other weights would."""
     request = [RecommendRequest(["item-1", "item-5"], k=60)]
@@ -93,9 +101,10 @@ def test_scores_move_a_little(engines, method: str) -> None:
 def test_the_comparison_is_right(engines, run_dir: Path) -> None:
     asked = cases()
     whole, int8, nf4 = compare_exports(
-        engines["export"], (engines[f"export-{method}"] for method in METHODS), asked, n_boot=200
+        engines["export"], (engines[f"export-{method}"] for method in BITSANDBYTES), asked, n_boot=200
     )
     assert [row["export"] for row in (whole, int8, nf4)] == ["export", "export-int8", "export-nf4"]
+    assert {row["engine"] for row in (whole, int8, nf4)} == {"torch"}
     assert (whole["overlap@10"], whole["change"], whole["ci95"]) == (1.0, 0.0, [0.0, 0.0])
     assert nf4["overlap@10"] < int8["overlap@10"] <= 1
     assert nf4["bytes"] == folder_bytes(run_dir / "export-nf4" / "model")
@@ -139,6 +148,7 @@ def test_bytes_are_measured_against_bfloat16(engines, run_dir: Path, tmp_path: P
 @pytest.mark.parametrize(("overlap", "served"), [(0.951, True), (0.95, True), (0.949, False)])
 def test_each_method_has_its_own_demand(run_dir: Path, tmp_path: Path, overlap: float, served: bool) -> None:
     least = Serve().min_overlap
+    assert least.model_dump().keys() == METHODS.keys()
     assert (least.int8, least.nf4) == (0.95, 0.8)
     copy = Path(shutil.copytree(run_dir / "export-int8", tmp_path / "export-int8"))
     assert bless(copy, "int8", overlap, least.int8) == served
@@ -157,7 +167,7 @@ def test_unchanged_exports_are_skipped(run_dir: Path) -> None:
 
 
 def test_wrong_wishes_are_refused(run_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="no quantisation named 'int4'; there are int8, nf4"):
+    with pytest.raises(ConfigError, match="no quantisation named 'int4'; there are int8, nf4, w8a8, w4a16"):
         quantise_export(run_dir / "export", run_dir, "int4")
     with pytest.raises(ConfigError, match="already quantised"):
         quantise_export(run_dir / "export-int8", run_dir, "nf4")
