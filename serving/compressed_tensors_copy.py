@@ -125,9 +125,9 @@ def _w8a8(weight: Tensor) -> dict[str, Tensor]:
 def _w4a16(weight: Tensor) -> dict[str, Tensor]:
     """float32 [out, in] -> int32 [out, in / 8], bfloat16 scales [out, in / GROUP] and the shape.
 
-    The largest weight of a group lies half a step outside -8..7 or at the edge, so no error exceeds half a step, and
-    steps are finer than with 7 to a side. Scales are rounded upwards to bfloat16 first, for the same reason.
-    Eight inputs 0..7 of one output, as 1 -8 0 0 0 0 0 0, become 9 0 8 8 8 8 8 8, the first in the lowest four bits.
+    A group's largest weight stands at 7.5 steps, so that no error exceeds half a step and steps are finer than with the
+    largest at 7; hence scales are rounded upwards to bfloat16, and -8 is next to never written.
+    Eight inputs of one output, rounded to 1 -7 0 0 0 0 0 0, become 9 1 8 8 8 8 8 8, the first in the lowest four bits.
     """
     groups = weight.view(len(weight), -1, GROUP)  # [out, in / GROUP, GROUP]
     exact = _nonzero(groups.abs().amax(2) / 7.5)
