@@ -177,6 +177,14 @@ def quantize(
 
 
 @app.command()
+def bake(export: Annotated[Path, typer.Argument(help="an export folder")]) -> None:
+    """Write a copy whose soft tokens are vocabulary rows: any server of text models takes its prompts."""
+    from genrec.serving.baked_rows import bake_export
+
+    console.print(bake_export(export, export.parent))
+
+
+@app.command()
 def features(
     run_folder: Annotated[Path, typer.Argument(help="a run's folder")],
     out: Annotated[Path, typer.Option(help="Parquet file to write")] = Path("features.parquet"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from genrec.adapters.item_scores import ItemScores
 from genrec.adapters.newcomers import Newcomers
-from genrec.artefacts import file_hash, read_manifest
+from genrec.artefacts import MANIFEST, file_hash, read_manifest
 from genrec.catalog import Catalogue
 from genrec.errors import ArtefactError
 from genrec.mentions import MentionFinder
@@ -171,6 +172,24 @@ class Export:
         )
         export.check_unchanged()
         return export
+
+
+def copy_around_weights(source: Export, work: Path) -> None:
+    """Copy what a copy of an export has in common with it: all but its weights and what ``work/model/`` holds already.
+
+    Args:
+        source: the export.
+        work: a stage's working folder, with the copy's weights in ``model/``.
+    """
+    for path in source.model_dir.iterdir():  # the tokenizer
+        if not (work / "model" / path.name).exists() and ".safetensors" not in path.name:
+            shutil.copy2(path, work / "model")
+    (work / "model" / "generation_config.json").unlink(missing_ok=True)
+    for path in source.folder.iterdir():
+        if path.is_dir() and path.name != "model":
+            shutil.copytree(path, work / path.name)
+        elif path.is_file() and path.name != MANIFEST:
+            shutil.copy2(path, work)
 
 
 def write_export(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Generator, Iterable, Sequence
 from itertools import chain
@@ -19,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import safe_open
 
-from genrec.artefacts import MANIFEST, key_at, run_stage, write_text
+from genrec.artefacts import key_at, run_stage, write_text
 from genrec.errors import ConfigError
 from genrec.metrics import paired, per_user
 from genrec.serving import compressed_tensors_copy
 from genrec.serving.engine import ExportEngine, RecommendRequest
-from genrec.serving.export import REFUSED, Export
+from genrec.serving.export import REFUSED, Export, copy_around_weights
 from genrec.serving.select_engine import make_engine, vllm_obstacle
 from genrec.splits import Cases
 
@@ -137,15 +136,7 @@ def quantise_export(export_dir: Path, run_dir: Path, method: str, force: bool = 
             _write_bitsandbytes(source.model_dir, work / "model", method, kept)
         else:
             compressed_tensors_copy.write_weights(source.model_dir, work / "model", method, linear, head)
-        for path in source.model_dir.iterdir():  # the tokenizer; the weights and their index are the new ones
-            if not (work / "model" / path.name).exists() and ".safetensors" not in path.name:
-                shutil.copy2(path, work / "model")
-        (work / "model" / "generation_config.json").unlink(missing_ok=True)
-        for path in source.folder.iterdir():
-            if path.is_dir() and path.name != "model":
-                shutil.copytree(path, work / path.name)
-            elif path.is_file() and path.name != MANIFEST:
-                shutil.copy2(path, work)
+        copy_around_weights(source, work)
         source.check_unchanged()
         sizes = {"bytes": folder_bytes(work / "model"), "original_bytes": folder_bytes(source.model_dir)}
         return {**source.manifest["result"], "quantised": {"method": method, **sizes, "kept_whole": kept}}

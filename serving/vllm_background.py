@@ -16,7 +16,7 @@ from torch import Tensor
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.inputs.engine import embeds_input
+from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -82,7 +82,7 @@ def _workers_without_dynamo(eager: bool) -> Iterator[None]:
 
 
 class AsyncEngine:
-    """One vLLM engine: its processes, and requests of prompt vectors.
+    """One vLLM engine: its processes, and requests of prompt vectors or token ids.
 
     The trie's logits processor is loaded wherever vLLM takes one: not beside speculative decoding on model
     runner V1 (`has_processor` says so).
@@ -114,12 +114,13 @@ class AsyncEngine:
         self._processes = [process for process in multiprocessing.active_children() if process not in before]
         return llm
 
-    async def complete(self, vectors: Tensor, params: SamplingParams) -> RequestOutput:
-        """The whole answer to a prompt of vectors [T, D] in the engine's dtype."""
+    async def complete(self, prompt: Tensor, params: SamplingParams) -> RequestOutput:
+        """The whole answer to a prompt: vectors [T, D] in the engine's dtype, or token ids int64 [T]."""
         params.output_kind = RequestOutputKind.FINAL_ONLY
         self._count += 1
         assert self._llm is not None
-        outputs = self._llm.generate(embeds_input(vectors), params, request_id=str(self._count))
+        given = tokens_input(prompt.tolist()) if prompt.ndim == 1 else embeds_input(prompt)
+        outputs = self._llm.generate(given, params, request_id=str(self._count))
         return await anext(outputs)  # the only one: params ask for the final output
 
     def complete_all(self, prompts: Iterable[tuple[Tensor, SamplingParams]]) -> list[RequestOutput]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from genrec.errors import ArtefactError, ConfigError
 from genrec.filters import item_bitmap
 from genrec.prompts import Prompt
+from genrec.serving.baked_rows import token_ids
 from genrec.serving.compressed_tensors_copy import method_of, obstacle
 from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
@@ -225,6 +226,11 @@ class VllmEngine:
             k=request.k,
         )
 
+    def _inputs(self, prompt: Prompt) -> Tensor:
+        """What vLLM is sent of a prompt: token ids int64 [T] where the export is baked, else vectors [T, D]."""
+        ids = token_ids(self.export, prompt)
+        return self.export.splice(prompt, self._embedding) if ids is None else ids
+
     async def _search(self, search: _Search) -> list[RankedItem]:
         """Beam search as in `genrec.decode.beam_search`, by requests of one token."""
         if not search.allowed.any():
@@ -248,9 +254,9 @@ class VllmEngine:
         trie, layout = self._trie, self.export.layout
         allowed = trie.filter(allowed_items)
         prior = None if likely is None else trie.prior(likely)
-        prompt = self.export.splice(search.prompt, self._embedding)  # [T, D]
+        prompt = self._inputs(search.prompt)
         state = torch.full((1, 1), trie.root)  # [1, W]
-        suffix = self._embedding[:0].expand(1, 0, -1)  # [W, level, D]
+        suffix = prompt[None, :0]  # [W, level] or [W, level, D]
         scores = np.zeros(1)  # [W]
         for level in range(trie.n_levels):
             logp = await self._level(prompt, suffix, state, level, allowed, prior, search.width)  # [W, C]
@@ -261,8 +267,9 @@ class VllmEngine:
             parent, code = np.divmod(best, trie.n_codes)
             scores = total[best]
             state = trie.step(state[:, parent], torch.from_numpy(code)[None], level)
-            rows = self._embedding[layout.sid_start + level * layout.n_codes + code]  # [W, D]
-            suffix = torch.cat([suffix[parent], rows[:, None]], 1)
+            tokens = torch.from_numpy(layout.sid_start + level * layout.n_codes + code)  # [W]
+            chosen = tokens if prompt.ndim == 1 else self._embedding[tokens]
+            suffix = torch.cat([suffix[parent], chosen[:, None]], 1)
         return trie.item(state)[0], torch.from_numpy(scores).float()
 
     async def _level(
@@ -339,7 +346,7 @@ class VllmEngine:
         text_tokens = None if engine.has_processor else list(range(layout.sid_start))
         outputs = engine.complete_all(
             (
-                self.export.splice(prompt, self._embedding),
+                self._inputs(prompt),
                 SamplingParams(
                     max_tokens=request.max_tokens,
                     temperature=request.temperature,

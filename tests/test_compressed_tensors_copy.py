@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,9 @@ def floats_of(copy: Path, original: Path, folder: Path) -> Path:
     return folder
 
 
-def shuffle_scales(copy: Path) -> None:
+def change_scales(copy: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     file = copy / "model" / "model.safetensors"
-    save_file(shuffled(load_file(file)), file, {"format": "pt"})
+    save_file(change(load_file(file)), file, {"format": "pt"})
 
 
 # -- what is written ---------------------------------------------------------------------------------------
@@ -265,16 +266,18 @@ def test_each_engine_compares_its_own_copies_with_the_export(whole, tmp_path: Pa
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("method", METHODS)
-def test_a_copy_with_shuffled_scales_is_refused(whole, tmp_path: Path, method: str) -> None:
+def test_a_copy_with_negative_scales_is_refused(whole, tmp_path: Path, method: str) -> None:
     folder = shutil.copytree(whole[0].folder, tmp_path / "tiny")
-    least = {"min_overlap": {method: 0.8}}
+    least = {"min_overlap": {method: 0.96}}
     Run.create(resolve_recipe(tiny_recipe(evaluate=WITH_ABLATIONS, serve=least)), tmp_path)
     assert quantise_and_compare(folder / "export", [method], 120)[-1]["blessed"]
-    shuffle_scales(folder / f"export-{method}")
+    change_scales(folder / f"export-{method}", lambda tensors: {
+        name: -tensor if name.endswith("_scale") else tensor for name, tensor in tensors.items()
+    })  # fmt: skip
     row = quantise_and_compare(folder / "export", [method], 110)[-1]
-    assert row["overlap@10"] < 0.8
+    assert row["overlap@10"] < 0.96
     assert not row["blessed"]
-    with pytest.raises(ArtefactError, match=rf"refused: .* serve\.min_overlap\.{method} demands 0\.8"):
+    with pytest.raises(ArtefactError, match=rf"refused: .* serve\.min_overlap\.{method} demands 0\.96"):
         Export.load(folder / f"export-{method}")
     done = CliRunner().invoke(app, ["quantize", str(folder / "export"), "--method", method, "--users", "110"])
     assert (type(done.exception), done.exit_code) == (ArtefactError, 1)
@@ -316,7 +319,7 @@ def test_vllm_serves_what_the_written_numbers_mean(run_dir: Path, tmp_path: Path
     if method == "w8a8":
         round_activations(floats.model.lm)
     shutil.copytree(copy, wrong)
-    shuffle_scales(wrong)
+    change_scales(wrong, shuffled)
     requests = [RecommendRequest([f"item-{row}" for row in history], k=10, beams=60) for history in cases().histories]
     expected = [{item.item_id: item.score for item in items} for items in floats.recommend(requests)]
     found: list[list[dict[str, float]]] = []
