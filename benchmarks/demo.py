@@ -184,7 +184,7 @@ def same_lists(run: Run, users: int) -> tuple[np.ndarray, list[bool]]:
         drafted = engine.generate(texts)
     finally:
         engine.close()
-    plain_engine = VllmEngine(export, dtype="float32", speculative=False)
+    plain_engine = VllmEngine(export, dtype="float32")
     try:
         plain = plain_engine.generate(texts)
     finally:

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,8 +31,10 @@ from benchmarks.fuzz import fuzz
 from benchmarks.kept import Kept
 from benchmarks.overload import overload
 from benchmarks.quantised import quantised
+from benchmarks.ratios import ratio, seconds_of
 from benchmarks.results import RESULTS, ROOT, Check, finish
 from benchmarks.serving_model import CODES, LEVELS, random_export, random_ids
+from benchmarks.vllm_lists import drafts, vllm_lists
 from genrec.serving.engine import RankedItem, RecommendRequest
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
@@ -45,24 +46,6 @@ CATALOGUE = 10_000
 STEP_CALLS = 20
 Part = tuple[list[Check], dict[str, str]]  # its lines, and heading -> Markdown
 TOLERANCE = 1e-3  # of a score, log P(item): float32 sums in another order
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    """Wall time of one call, to its end on a GPU too."""
-    started = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def ratio(above: list[float], below: list[float]) -> tuple[float, list[float] | None]:
-    """Median of the repeats' ratios, and the 95 % interval of their mean (Student's t, on logarithms)."""
-    logs = np.log(np.array(above) / np.array(below))
-    if len(logs) < 2:
-        return float(np.exp(logs[0])), None
-    reach = float(stats.t.ppf(0.975, len(logs) - 1) * stats.sem(logs))
-    return float(np.exp(np.median(logs))), [float(np.exp(logs.mean() - reach)), float(np.exp(logs.mean() + reach))]
 
 
 def requests(rng: np.random.Generator, users: int, events: int) -> list[RecommendRequest]:
@@ -268,6 +251,8 @@ def catalogue_size(arguments: argparse.Namespace) -> Part:
 PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {
     "lists": lists,
     "catalogue-size": catalogue_size,
+    "vllm": lambda arguments: vllm_lists(arguments.runs, arguments.repeats),
+    "drafts": lambda arguments: drafts(arguments.runs, arguments.repeats),
     "quantised": lambda arguments: quantised(arguments.runs),
     "fuzz": lambda arguments: fuzz(arguments.document, arguments.words),
     "overload": lambda arguments: overload(arguments.runs, CATALOGUE, arguments.seconds),

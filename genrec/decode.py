@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from genrec.trie import Filter, Prior, Trie
 
@@ -55,6 +55,16 @@ class Past:
     layers: list[tuple[Tensor, Tensor]]  # keys and values [B, H, P, d] per layer
     lengths: Tensor  # int64 [B], tokens
 
+    def cache(self) -> DynamicCache:
+        """A cache that begins with it. It grows by concatenation, so nothing is copied here and nothing changes."""
+        cache = DynamicCache()
+        for keys, values in self.layers:
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            cache.layers.append(layer)
+        return cache
+
 
 @dataclass(frozen=True)
 class Prefilled:
@@ -82,14 +92,12 @@ def prefill(model: Scorer, embeds: Tensor, lengths: Tensor, past: Past | None = 
     """
     device = embeds.device
     batch, width, _ = embeds.shape
-    cache = DynamicCache()
+    cache = DynamicCache() if past is None else past.cache()
     new = torch.arange(width, device=device)
     real = new < lengths[:, None]  # [B, T]
     visible = real[:, None] & (new[:, None] >= new)  # [B, T, T]
     positions = new.expand(batch, -1)
     if past is not None:
-        for number, (keys, values) in enumerate(past.layers):
-            cache.update(keys, values, number)
         before = torch.arange(past.layers[0][0].shape[2], device=device) < past.lengths[:, None]  # [B, P]
         visible = torch.cat([before[:, None].expand(-1, width, -1), visible], dim=2)  # [B, T, P + T]
         real = torch.cat([before, real], dim=1)

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from genrec.errors import ArtefactError, ConfigError
 
 GROUP = 32  # inputs per scale of W4A16: the smallest group that vLLM's kernels on CPUs and on GPUs both take
+# Largest whole number of a W8A8 weight. CPUs without VNNI add two products of activation + 128 (at most 255) and weight
+# in 16 bits and cut off what exceeds them: 2 * 255 * 127 does, 2 * 255 * 64 does not
+STEPS = 64
 PACK = 8  # int4 values in an int32
 MULTIPLE = {"w8a8": 16, "w4a16": GROUP}  # of inputs and outputs: what vLLM's kernels demand
 _INT: dict[str, Any] = {"type": "int", "symmetric": True}
@@ -117,8 +120,8 @@ def _check_sizes(model_dir: Path, method: str, layers: Mapping[str, nn.Linear]) 
 
 
 def _w8a8(weight: Tensor) -> dict[str, Tensor]:
-    """float32 [out, in] -> int8 [out, in] and float32 scales [out, 1]."""
-    scale = _nonzero(weight.abs().amax(1, keepdim=True) / 127)
+    """float32 [out, in] -> int8 [out, in] within ±STEPS and float32 scales [out, 1]."""
+    scale = _nonzero(weight.abs().amax(1, keepdim=True) / STEPS)
     return {"weight": (weight / scale).round().to(torch.int8), "weight_scale": scale}
 
 

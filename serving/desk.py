@@ -25,6 +25,7 @@ from genrec.serving.export import Export
 from genrec.serving.export_watch import ExportWatch
 from genrec.serving.fallback import Popularity
 from genrec.serving.item_switches import ItemSwitches
+from genrec.serving.measured_engine import parts
 from genrec.serving.metrics import Metrics
 from genrec.serving.problems import ClientLeftError, RefusalError
 from genrec.serving.rate_limit import Kind as RateKind
@@ -102,10 +103,11 @@ class Desk:
             },
         )
         self.metrics.watch(self.worker)
-        if isinstance(engine, TorchEngine):
-            self.metrics.watch_prefixes(engine.prefixes)
-        if isinstance(engine, Speculative):
-            self.metrics.watch_drafts(engine)
+        lists, texts = parts(engine)[0], parts(engine)[-1]
+        if isinstance(lists, TorchEngine):
+            self.metrics.watch_prefixes(lists.prefixes)
+        if isinstance(texts, Speculative):
+            self.metrics.watch_drafts(texts)
         self.metrics.ready.set_function(lambda: float(not self.obstacles()))
 
     def obstacles(self) -> list[str]:

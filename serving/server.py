@@ -180,7 +180,7 @@ def serve(
     listener = listen(host, port, with_keys=found is not None)  # what is wrong here shows before minutes of loading
     export = Export.load(export_dir)
     histories = open_store(store, export_dir, typed=typed_store)
-    running = make_engine(export, engine)
+    running = make_engine(export, engine, measure_first=True)
     running.recommend([RecommendRequest([], k=1)])  # compiles and allocates what the first user would wait for
     chats = "chat" in export.tasks
     if not chats:

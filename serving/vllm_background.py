@@ -65,7 +65,7 @@ class _Counter(StatLoggerBase):
 
 
 @contextlib.contextmanager
-def _workers_without_dynamo(eager: bool) -> Iterator[None]:
+def without_dynamo(eager: bool) -> Iterator[None]:
     """Start worker processes that compile nothing at all, if nothing is to be compiled.
 
     An eager vLLM still compiles one sampler function when log-probabilities are first asked for: on a small
@@ -107,7 +107,7 @@ class AsyncEngine:
         self.dtype = config.model_config.dtype
         assert isinstance(self.dtype, torch.dtype)  # resolved by now
         before = multiprocessing.active_children()
-        with _workers_without_dynamo(bool(config.model_config.enforce_eager)):
+        with without_dynamo(bool(config.model_config.enforce_eager)):
             llm = AsyncLLM.from_vllm_config(
                 config, disable_log_stats=True, stat_loggers=[lambda *_: _Counter(self.speculation)]
             )

@@ -101,7 +101,7 @@ class VllmEngine:
         self,
         export: Export,
         *,
-        speculative: bool = True,
+        speculative: bool = False,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         max_model_len: int = MAX_POSITIONS,
         gpu_memory_utilization: float = 0.8,

@@ -128,7 +128,7 @@ def test_vllm_reads_ids_and_answers_as_with_vectors(tmp_path: Path, monkeypatch)
     folder = make_export(tmp_path)
     reference = TorchEngine(Export.load(folder), "cpu")
     monkeypatch.setattr(vllm_background, "embeds_input", None)  # nobody sends vectors
-    engine = VllmEngine(Export.load(bake_export(folder, tmp_path)), speculative=False, dtype="float32")
+    engine = VllmEngine(Export.load(bake_export(folder, tmp_path)), dtype="float32")
     try:
         wishes = [RecommendRequest([f"item-{row}" for row in history], k=10) for history in HISTORIES]
         for found, expected in zip(engine.recommend(wishes), reference.recommend(wishes), strict=True):

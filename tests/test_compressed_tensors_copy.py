@@ -82,6 +82,11 @@ def floats_of(copy: Path, original: Path, folder: Path) -> Path:
     return folder
 
 
+def negated(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with every scale's sign turned."""
+    return {name: -tensor if name.endswith("_scale") else tensor for name, tensor in tensors.items()}
+
+
 def change_scales(copy: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     file = copy / "model" / "model.safetensors"
     save_file(change(load_file(file)), file, {"format": "pt"})
@@ -103,7 +108,10 @@ def test_weights_are_within_half_a_step_and_the_rest_is_untouched(run_dir: Path,
             error = np.abs(weights[name] - weight.numpy()) / steps[name]
             assert error.max() <= HALF_A_STEP, name
             assert error.mean() > 0.2, name  # uniform: a quarter
-            assert len(np.unique(np.round(weights[name] / steps[name]))) >= (15 if method == "w4a16" else 200)
+            if method == "w8a8":  # no CPU's 16 bits overflow: see `compressed_tensors_copy.STEPS`
+                assert 2 * 255 * after[name].abs().max() < 2**15
+                assert after[name].abs().amax(1).min() == 64  # and all of them are used
+            assert len(np.unique(np.round(weights[name] / steps[name]))) >= (15 if method == "w4a16" else 100)
         else:
             assert torch.equal(weight, after[name]), name
     wrong, _ = read_back(shuffled(after))
@@ -271,9 +279,7 @@ def test_a_copy_with_negative_scales_is_refused(whole, tmp_path: Path, method: s
     least = {"min_overlap": {method: 0.96}}
     Run.create(resolve_recipe(tiny_recipe(evaluate=WITH_ABLATIONS, serve=least)), tmp_path)
     assert quantise_and_compare(folder / "export", [method], 120)[-1]["blessed"]
-    change_scales(folder / f"export-{method}", lambda tensors: {
-        name: -tensor if name.endswith("_scale") else tensor for name, tensor in tensors.items()
-    })  # fmt: skip
+    change_scales(folder / f"export-{method}", negated)
     row = quantise_and_compare(folder / "export", [method], 110)[-1]
     assert row["overlap@10"] < 0.96
     assert not row["blessed"]
@@ -307,7 +313,7 @@ def cases(n: int = 40) -> Cases:
 @pytest.mark.vllm
 @pytest.mark.parametrize("method", METHODS)
 def test_vllm_serves_what_the_written_numbers_mean(run_dir: Path, tmp_path: Path, monkeypatch, method: str) -> None:
-    """Lists of vLLM on the copy, on one with shuffled scales, and by a float model with the copy's weights."""
+    """Lists of vLLM on the copy, on one with scales of the wrong sign, and by a float model with the copy's weights."""
     pytest.importorskip("vllm", reason="needs the extra cpu or gpu")
     if obstacle(method) is not None:
         pytest.skip(str(obstacle(method)))
@@ -319,14 +325,14 @@ def test_vllm_serves_what_the_written_numbers_mean(run_dir: Path, tmp_path: Path
     if method == "w8a8":
         round_activations(floats.model.lm)
     shutil.copytree(copy, wrong)
-    change_scales(wrong, shuffled)
+    change_scales(wrong, negated)
     requests = [RecommendRequest([f"item-{row}" for row in history], k=10, beams=60) for history in cases().histories]
     expected = [{item.item_id: item.score for item in items} for items in floats.recommend(requests)]
     found: list[list[dict[str, float]]] = []
 
     def engines(*folders: Path):
         for folder in folders:
-            engine = VllmEngine(Export.load(folder), speculative=False, dtype="float32")
+            engine = VllmEngine(Export.load(folder), dtype="float32")
             try:
                 found.append([{i.item_id: i.score for i in items} for items in engine.recommend(requests)])
                 yield engine

@@ -51,7 +51,7 @@ def model(export):
 @pytest.fixture(scope="module")
 def engine(export):
     before = children()
-    engine = VllmEngine(export, dtype="float32")
+    engine = VllmEngine(export, dtype="float32", speculative=True)
     yield engine
     engine.close()
     assert children() == before
@@ -300,7 +300,7 @@ def test_a_llama_without_drafts_runs_on_one_engine_and_leaves_no_process(tmp_pat
     export = Export.load(make_export(tmp_path, arch="llama", seed=4))
     model = AutoModelForCausalLM.from_pretrained(export.model_dir, dtype=torch.float32).eval()
     before, ids = children(), export.catalogue.item_ids
-    engine = VllmEngine(export, dtype="float32", speculative=False)
+    engine = VllmEngine(export, dtype="float32")
     try:
         started = children()
         assert started > before
