@@ -13,11 +13,11 @@ RECIPE: dict[str, Any] = {
     "data": {"synthetic": {}},
     "backbone": {
         "scratch": {"hidden": 256, "layers": 4, "heads": 4, "ffn": 768, "steps": 100},
-        "load_in": "bfloat16",
         "soft_tokens": 1,
     },
     "adapter": {"kind": "mlp"},
-    "finetune": {"epochs": 2, "evals": 2, "mixture": {"describe": 1.0}},
+    "align": {"steps": 60},
+    "finetune": {"epochs": 1, "evals": 1, "mixture": {"describe": 0.5}},
     "evaluate": {"baselines": []},
 }
 
