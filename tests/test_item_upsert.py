@@ -97,6 +97,8 @@ def test_the_next_state_is_that_of_an_export_that_always_held_them(parts, export
     np.testing.assert_array_equal(found.codes, wanted.codes)
     np.testing.assert_array_equal(found.popularity, wanted.popularity)
     torch.testing.assert_close(found.items, wanted.items, atol=1e-6, rtol=0)
+    assert found.newcomers is not None
+    assert wanted.newcomers is not None
     assert set(found.newcomers.rows.tolist()) == set(wanted.newcomers.rows.tolist())
     assert found.renewed == {6, 9}
     ids = found.catalogue.item_ids
