@@ -57,7 +57,7 @@ class Export:
     prompt: Tensor  # [P, D] soft prompt
     item_scores: ItemScores | None = None  # what a history says of every item, before the model speaks
     newcomers: Newcomers | None = None  # how new items get into the lists; None: like all others
-    keys: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # modality -> [N, E_m]; see `write_export`
+    keys: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # modality -> [N, E_m], of the run's items
     renewed: frozenset[int] = frozenset()  # rows whose soft tokens are not the folder's any more
 
     @property
@@ -160,6 +160,8 @@ class Export:
             item_scores = ItemScores.load(folder / "item_scores.safetensors") if result["item_scores"] else None
             newcomers = Newcomers.load(folder / "newcomers.safetensors") if result["newcomers"] else None
             keys = load_file(folder / "keys.safetensors") if result["keys"] else {}
+            if item_scores is not None and (profile := item_scores.profile) is not None:
+                keys = {name: profile.keys(name) for name in profile.names}
         except (OSError, TypeError, ValueError, EOFError, KeyError, RuntimeError, SafetensorError) as err:
             raise ArtefactError(
                 f"{folder}: expected soft.safetensors, items/codes.npy, items/popularity.npy and, where the manifest "

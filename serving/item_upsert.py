@@ -78,12 +78,11 @@ def with_items(
     rows = torch.tensor([catalogue.index[item_id] for item_id in items.item_ids])
     new = rows >= before
     popularity = np.concatenate([export.popularity, np.zeros(after - before, export.popularity.dtype)])
-    own, scores = intake.space.keys(features), export.item_scores
-    profile = None if scores is None else scores.profile
-    tables = export.keys if profile is None else {name: profile.keys(name).cpu() for name in own}
-    keys = {name: _put(table, rows, own[name]) for name, table in tables.items()}
+    keys, scores = intake.space.keys(features), export.item_scores
     if scores is not None:
-        scores = scores.grown(after, keys, torch.from_numpy(export.popularity == 0))
+        profile = scores.profile
+        whole = {} if profile is None else {name: _put(profile.keys(name).cpu(), rows, keys[name]) for name in keys}
+        scores = scores.grown(after, whole, torch.from_numpy(export.popularity == 0))
     return export.with_items(
         catalogue=catalogue,
         codes=np.concatenate([export.codes, codes[new.numpy()]]),
@@ -91,7 +90,6 @@ def with_items(
         items=_put(export.items, rows, _soft_tokens(export, adapter, features)),
         item_scores=scores,
         newcomers=_newcomers(export, intake, rows, keys, popularity),
-        keys=keys if profile is None else {},
         renewed=export.renewed | frozenset(rows[~new].tolist()),
     )
 
@@ -117,13 +115,16 @@ def _soft_tokens(export: Export, adapter: nn.Module | None, features: dict[str, 
 def _newcomers(
     export: Export, intake: Intake, rows: Tensor, keys: dict[str, Tensor], popularity: np.ndarray
 ) -> Newcomers | None:
-    """The export's newcomers, and those of the rows int64 [M] that no history holds; others keep their relatives.
+    """The export's newcomers, and those of the rows int64 [M] that no history holds.
+
+    Relatives are found by what the run knew of them: so nobody else's change with an item's, and it does not matter in
+    which order items came.
 
     Args:
         export: before the items came.
         intake: of the export.
         rows: where the items are now.
-        keys: modality -> [N, E_m], of all items now.
+        keys: modality -> [M, E_m], theirs.
         popularity: int64 [N], of all items now.
     """
     known = torch.from_numpy(np.flatnonzero(export.popularity > 0))
@@ -132,6 +133,7 @@ def _newcomers(
         return export.newcomers
     at = torch.cat([known, rows[unseen]])
     is_known = torch.arange(len(at)) < len(known)
-    found = Newcomers.nearest({name: of[at] for name, of in keys.items()}, is_known, intake.relatives, intake.lift)
+    both = {name: torch.cat([export.keys[name][known], of[unseen]]) for name, of in keys.items()}
+    found = Newcomers.nearest(both, is_known, intake.relatives, intake.lift)
     more = Newcomers(at[found.rows], at[found.relatives], found.weights, found.lift)
     return more if export.newcomers is None else export.newcomers.joined_by(more)

@@ -56,6 +56,7 @@ class Parts:
     popularity: np.ndarray
     ids: SemanticIds
     space: KeySpace
+    keys: dict[str, torch.Tensor]  # of the run's items
     base: tuple[Any, Any, Any]
     adapter: torch.nn.Module
     weights: dict[str, torch.Tensor]  # of the item scores
@@ -92,7 +93,7 @@ def make_parts(folder: Path, *, profile: bool = True, n_items: int = 40, seed: i
     inputs = torch.cat([*keys.values()], 1) if profile else None
     network = Network(n_items, 5, width=8, layers=1, heads=HEADS, dropout=0.0, features=inputs)
     return Parts(
-        catalogue, features, unseen, log, popularity, ids, space, make_base("qwen3", catalogue.texts()), adapter,
+        catalogue, features, unseen, log, popularity, ids, space, keys, make_base("qwen3", catalogue.texts()), adapter,
         scores.state_dict(), SequenceScores(network, 0.5).tensors(), torch.randn(SOFT_PROMPT, WIDTH) * 0.1,
     )  # fmt: skip
 
@@ -105,6 +106,10 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
     """The export of parts; `text`: another encoder in place of the built-in one that was used."""
     n_items = len(parts.catalogue)
     keys = parts.space.keys(parts.features)
+    near = {m: of.clone() for m, of in keys.items()}
+    for m, of in parts.keys.items():
+        seen = ~parts.unseen[: len(of)]
+        near[m][: len(of)][seen] = of[seen]  # relatives are found by what the run knew of them
     profile = Profile(keys) if "gate.0.weight" in {name.removeprefix("profile.") for name in parts.weights} else None
     scores = _scores(profile, parts.log, n_items)
     scores.load_state_dict(parts.weights)
@@ -139,7 +144,7 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
             soft_items=soft.clone(),
             soft_prompt=parts.soft_prompt,
             item_scores=scores,
-            newcomers=Newcomers.nearest(keys, torch.from_numpy(~parts.unseen), RELATIVES, LIFT),
+            newcomers=Newcomers.nearest(near, torch.from_numpy(~parts.unseen), RELATIVES, LIFT),
             keys=None if profile else keys,
             intake=intake,
             adapter_state=parts.adapter.state_dict(),

@@ -77,15 +77,7 @@ def from_scratch(parts: Parts, export: Export, items: Catalogue, folder: Path) -
     if len(distinct) < len(codes) or distinct & taken:  # the collision rule has its own tests
         codes = parts.ids.extend({m: Features(of.values[new], of.present[new]) for m, of in later.items()}).codes
         codes = codes[len(parts.ids.codes) :]
-    made = Export.load(write(grown(parts, items, features, np.concatenate([parts.ids.codes, codes])), folder))
-    assert made.newcomers is not None
-    assert export.newcomers is not None
-    fresh = {int(row): at for at, row in enumerate(made.newcomers.rows)}
-    for at, row in enumerate(export.newcomers.rows.tolist()):
-        if row not in rows:  # whoever was there keeps its relatives
-            made.newcomers.relatives[fresh[row]] = export.newcomers.relatives[at]
-            made.newcomers.weights[fresh[row]] = export.newcomers.weights[at]
-    return made
+    return Export.load(write(grown(parts, items, features, np.concatenate([parts.ids.codes, codes])), folder))
 
 
 def test_the_next_state_is_that_of_an_export_that_always_held_them(parts, export, items, tmp_path):
