@@ -15,6 +15,7 @@ from genrec.config import Encoder
 from genrec.encoders.features import Features
 from genrec.errors import ConfigError
 from genrec.kmeans import assign
+from genrec.serving.baked_rows import bake_export, token_ids
 from genrec.serving.engine import RecommendRequest
 from genrec.serving.export import Export
 from genrec.serving.intake import INTAKE, Intake
@@ -198,3 +199,13 @@ def test_texts_of_models_are_encoded_alike_and_loaded_once(tmp_path):
     assert frozen._model is loaded
     with pytest.raises(ConfigError, match=r"gives \[1, 64\] values per item now, and gave the run \[1, 32\]"):
         FrozenEncoder("text", settings, {}, (1, 32)).encode(catalogue)
+
+
+def test_a_baked_prompt_with_a_newer_item_is_vectors(parts, export, items, tmp_path):
+    baked = Export.load(bake_export(export.folder, tmp_path))
+    later = next_state(baked, items)
+    row = later.catalogue.index["new-1"]
+    for history, is_ids in (([1, 2], True), ([1, 6], False), ([1, row], False), ([], True)):
+        assert (token_ids(later, later.prompter.next_item(history)) is not None) == is_ids
+        if max(history, default=0) < len(baked.catalogue):
+            assert token_ids(baked, baked.prompter.next_item(history)) is not None

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,10 @@ def as_items(sent: list[dict[str, Any]], images: list[str | None]) -> Catalogue:
 def titled(export: Export, answer: list[RankedItem]) -> list[tuple[str, str, float]]:
     index, titles = export.catalogue.index, export.catalogue.titles
     return [(item.item_id, titles[index[item.item_id]], item.score) for item in answer]
+
+
+def holds(client: httpx.Client, n_items: int) -> bool:
+    return bool(client.get("/healthz").json()["items"] == n_items)
 
 
 def listed(client: httpx.Client, **wish: Any) -> list[tuple[str, str, float]]:
@@ -186,7 +191,7 @@ def test_gateways_that_write_at_once_never_share_an_id(serve) -> None:
         kept = sum(pool.map(send, range(16)))
         assert kept >= 8
         for client in (first, second):
-            until(lambda client=client: client.get("/healthz").json()["items"] == 40 + kept, "all items")
+            until(partial(holds, client, 40 + kept), "all items")
         assert alike(listed(first), listed(second))
         with serve() as third:
             assert alike(listed(third), listed(second))
