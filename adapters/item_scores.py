@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genrec.adapters.histories import Histories
-from genrec.adapters.neighbours import WINDOW, Neighbours, Table
+from genrec.adapters.neighbours import WINDOW, Neighbours, Table, grown_table
 from genrec.adapters.profile import Profile
 from genrec.adapters.repeats import Repeats
 from genrec.adapters.sequence import SequenceScores
@@ -55,6 +56,27 @@ class ItemScores(nn.Module):
     def of_events(self, items: Tensor, first: Tensor) -> Tensor:
         """Scores [M, N] before each event, without `sequence`; arguments as for `Profile.of_events`."""
         return self._sum(lambda part: part.of_events(items, first))
+
+    def grown(self, n_items: int, keys: dict[str, Tensor], unseen: Tensor) -> ItemScores:
+        """The same weights over N' items: those there are, in their rows, and new ones that no history holds.
+
+        Args:
+            n_items: N'.
+            keys: modality -> float32 [N', E_m], from `genrec.adapters.profile.KeySpace.keys`; used by what reads
+                content.
+            unseen: bool [N], items without training events.
+        """
+        tables = {
+            part: None if (of := getattr(self, part)) is None else grown_table(tuple(of.tables().values()), n_items)
+            for part in TABLES
+        }
+        more = ItemScores(None if self.profile is None else Profile(keys), **tables)
+        more.load_state_dict({name: of for name, of in self.state_dict().items() if not name.startswith(SEQUENCE)})
+        if self.sequence is not None:
+            reads = self.sequence.network.features is not None
+            features = torch.cat([*keys.values()], 1) if reads else None
+            more.sequence = self.sequence.grown(n_items, features, unseen)
+        return more.eval().requires_grad_(False)
 
     def save(self, path: Path) -> None:
         """Write weights and frozen arrays as float32 and int64."""

@@ -55,6 +55,18 @@ def follower_table(histories: Sequence[np.ndarray], n_items: int, most: int) -> 
     return _best(users_in_turn(histories, n_items, WINDOW), users, np.ones_like(users), most)
 
 
+def grown_table(table: Table, n_items: int) -> Table:
+    """The table of a catalogue that has grown to N' items, whose new ones no history holds: nothing is near them."""
+    columns, counts, norms = table
+    old, more = len(columns), n_items - len(columns)
+    columns = torch.where(columns == old, n_items, columns)
+    return (
+        torch.cat([columns, columns.new_full((more, columns.shape[1]), n_items)]),
+        torch.cat([counts, counts.new_zeros(more, counts.shape[1])]),
+        torch.cat([norms, norms.new_ones(more, norms.shape[1])]),
+    )
+
+
 def _best(pairs: sparse.csr_matrix, of_row: np.ndarray, of_column: np.ndarray, most: int) -> Table:
     """Of each row of [N, N] counts, the `most` with the highest ``count / (of_row * of_column + SHRINKAGE)``."""
     n_items = len(of_row)

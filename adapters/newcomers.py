@@ -51,6 +51,16 @@ class Newcomers:
         weights = (SHARPNESS * torch.cat([found.values for found in best])).softmax(1)
         return cls(rows, relatives, weights, torch.tensor(float(lift)))
 
+    def joined_by(self, more: Newcomers) -> Newcomers:
+        """These and others; a row that both have is as `more` has it."""
+        stay = ~torch.isin(self.rows, more.rows)
+        return Newcomers(
+            torch.cat([self.rows[stay], more.rows]),
+            torch.cat([self.relatives[stay], more.relatives]),
+            torch.cat([self.weights[stay], more.weights]),
+            self.lift,
+        )
+
     def to(self, device: torch.device | str) -> Newcomers:
         """The same on a device."""
         return Newcomers(*(of.to(device) for of in (self.rows, self.relatives, self.weights, self.lift)))

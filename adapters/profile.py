@@ -25,35 +25,55 @@ STRETCH = 10.0  # the decay's logit is stored divided by it: steps that suit mat
 FLAT = 1e-6  # a feature that varies less than this is constant
 
 
-def content_keys(features: dict[str, Features], fit_on: np.ndarray, width: int) -> dict[str, Tensor]:
+class KeySpace:
     """One unit vector per item and modality, in which cosines mean what standardised features mean.
 
-    The pooled features are standardised, then rotated onto their principal axes and cut to the widest `width` of them;
-    statistics come from the rows of `fit_on` alone.
-
-    Args:
-        features: modality -> features of all items.
-        fit_on: bool [N], the items that training may look at.
-        width: most values per key, E.
-
-    Returns:
-        modality -> float32 [N, E_m]; a row of zeros where the item has no such modality.
+    The pooled features are standardised, then rotated onto their principal axes and cut to the widest of them. The
+    statistics stay as they were fitted, so that a later item gets its keys without touching the others'.
     """
-    keys = {}
-    for name, one in features.items():
-        values = one.values.mean(1, dtype=np.float64)  # [N, D_m]
-        rows = values[fit_on & one.present]
-        if len(rows) == 0:
-            rows = values[:1]
-        spread = rows.std(0)
-        values = (values - rows.mean(0)) / np.where(spread > FLAT, spread, np.inf)
-        standard = values[fit_on & one.present]
-        axes = np.linalg.eigh(standard.T @ standard)[1][:, ::-1][:, :width]  # widest first
-        values = values @ axes
-        length = np.linalg.norm(values, axis=1, keepdims=True)
-        unit = np.divide(values, length, out=np.zeros_like(values), where=length > FLAT)
-        keys[name] = torch.from_numpy((unit * one.present[:, None]).astype(np.float32))
-    return keys
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        """
+        Args:
+            arrays: ``MODALITY.mean``, ``MODALITY.spread`` float64 [D_m] and ``MODALITY.axes`` float64 [D_m, E_m].
+        """
+        self.arrays = arrays
+
+    @classmethod
+    def fit(cls, features: dict[str, Features], fit_on: np.ndarray, width: int) -> KeySpace:
+        """Learn the statistics.
+
+        Args:
+            features: modality -> features of all items.
+            fit_on: bool [N], the items that training may look at.
+            width: most values per key, E.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        for name, one in features.items():
+            values = one.values.mean(1, dtype=np.float64)  # [N, D_m]
+            rows = values[fit_on & one.present]
+            mean, spread = (rows if len(rows) else values[:1]).mean(0), (rows if len(rows) else values[:1]).std(0)
+            spread = np.where(spread > FLAT, spread, np.inf)
+            standard = (rows - mean) / spread
+            axes = np.linalg.eigh(standard.T @ standard)[1][:, ::-1][:, :width]  # widest first
+            arrays |= {f"{name}.mean": mean, f"{name}.spread": spread, f"{name}.axes": axes}
+        return cls(arrays)
+
+    def keys(self, features: dict[str, Features]) -> dict[str, Tensor]:
+        """Features of any items -> modality -> float32 [N, E_m]; a row of zeros where an item lacks the modality."""
+        keys = {}
+        for name, one in features.items():
+            mean, spread, axes = (self.arrays[f"{name}.{part}"] for part in ("mean", "spread", "axes"))
+            values = (one.values.mean(1, dtype=np.float64) - mean) / spread @ axes
+            length = np.linalg.norm(values, axis=1, keepdims=True)
+            unit = np.divide(values, length, out=np.zeros_like(values), where=length > FLAT)
+            keys[name] = torch.from_numpy((unit * one.present[:, None]).astype(np.float32))
+        return keys
+
+
+def content_keys(features: dict[str, Features], fit_on: np.ndarray, width: int) -> dict[str, Tensor]:
+    """The keys of the very items that a `KeySpace` is fitted on; arguments as for its `fit`."""
+    return KeySpace.fit(features, fit_on, width).keys(features)
 
 
 class Profile(nn.Module):

@@ -47,6 +47,22 @@ class SequenceScores(nn.Module):
             scores[rows] = self.weight * (self.network(inputs, table)[:, -1] @ table.T)
         return scores
 
+    def grown(self, n_items: int, features: Tensor | None, unseen: Tensor) -> SequenceScores:
+        """The same for N' items; a new one's own vector is the mean of those of the items that no history held.
+
+        Args:
+            n_items: N'.
+            features: float32 [N', F], None where the network reads none.
+            unseen: bool [N], items without training events; with none among them a new item's own vector is zeros.
+        """
+        state = self.tensors()
+        vectors = state[f"{NETWORK}items.weight"]
+        new = vectors[unseen].mean(0) if unseen.any() else torch.zeros_like(vectors[0])
+        state[f"{NETWORK}items.weight"] = torch.cat([vectors, new.expand(n_items - len(vectors), -1)])
+        if features is not None:
+            state[FEATURES] = features
+        return SequenceScores.of_tensors(state)
+
     def tensors(self) -> dict[str, Tensor]:
         """What `of_tensors` needs: weights, features, weight; float32."""
         state = {f"{NETWORK}{name}": of for name, of in self.network.state_dict().items()}

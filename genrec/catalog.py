@@ -94,6 +94,33 @@ class Catalogue:
                 rows.setdefault(fact, []).append(row)
         return rows
 
+    def merged(self, other: Catalogue) -> Catalogue:
+        """These items, those that `other` has too as it has them, and then its new ones: rows keep their numbers."""
+        rows = np.array([self.index.get(item_id, -1) for item_id in other.item_ids], np.int64)
+        new = np.flatnonzero(rows < 0).tolist()
+        both = [(int(row), at) for at, row in enumerate(rows) if row >= 0]
+
+        def column(own: list[Any], its: list[Any]) -> list[Any]:
+            values = [*own, *(its[at] for at in new)]
+            for row, at in both:
+                values[row] = its[at]
+            return values
+
+        prices = np.concatenate([self.prices, other.prices[new]])
+        available = np.concatenate([self.available, other.available[new]])
+        for row, at in both:
+            prices[row], available[row] = other.prices[at], other.available[at]
+        return Catalogue(
+            item_ids=column(self.item_ids, other.item_ids),
+            titles=column(self.titles, other.titles),
+            descriptions=column(self.descriptions, other.descriptions),
+            categories=column(self.categories, other.categories),
+            attributes=column(self.attributes, other.attributes),
+            prices=prices,
+            images=column(self.images, other.images),
+            available=available,
+        )
+
     def texts(self) -> list[str]:
         """One text per item: title, categories, attributes, price and description, where known."""
         return ["\n".join(filter(None, self._parts(row))) for row in range(len(self))]
@@ -199,8 +226,34 @@ def read_catalogue(
     bad.check(max_bad_share)
     if not good:
         raise DataError(f"{path}: none of the {bad.n_rows} rows is usable: {bad.counts}")
+    catalogue = _of_rows(good, images)
+    log.info("%s: %d items, %d with a picture", path, len(good), len(good) - images.count(None))
+    return catalogue, bad
+
+
+def catalogue_of(rows: Mapping[str, Mapping[str, Any]], images: list[str | None], max_text_chars: int) -> Catalogue:
+    """Items that somebody sends, read as a file's are; one bad row is an error.
+
+    Args:
+        rows: item id -> the other `FIELDS`; missing ones are unknown.
+        images: a checked picture's path per item, or None.
+        max_text_chars: as for `read_catalogue`.
+
+    Raises:
+        DataError: names the first bad item and what is wrong.
+    """
+    good = {}
+    for item_id, raw in rows.items():
+        try:
+            good[item_id] = _parse(raw, max_text_chars)
+        except _BadRowError as err:
+            raise DataError(f"item {item_id[:100]!r}: {err}") from None
+    return _of_rows(good, images)
+
+
+def _of_rows(good: Mapping[str, Mapping[str, Any]], images: list[str | None]) -> Catalogue:
     items = list(good.values())
-    catalogue = Catalogue(
+    return Catalogue(
         item_ids=list(good),
         titles=[item["title"] for item in items],
         descriptions=[item["description"] for item in items],
@@ -210,8 +263,6 @@ def read_catalogue(
         images=images,
         available=np.array([item["available"] for item in items], bool),
     )
-    log.info("%s: %d items, %d with a picture", path, len(items), len(items) - images.count(None))
-    return catalogue, bad
 
 
 class _BadRowError(Exception):

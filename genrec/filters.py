@@ -33,7 +33,7 @@ def item_bitmap(
         price_min: least price, inclusive; an item of unknown price fails any price condition.
         price_max: greatest price, inclusive.
         allow: item ids; every other item is out.
-        deny: catalogue rows that are out.
+        deny: catalogue rows that are out; those of items that came after this catalogue are passed over.
 
     Returns:
         bool [N].
@@ -47,7 +47,8 @@ def item_bitmap(
         raise DataError(f"seen: rows {outside[:SHOWN]} are outside this catalogue's 0..{n_items - 1}")
     keep[np.asarray(seen, dtype=np.int64)] = False
     if deny:
-        keep[np.fromiter(deny, np.int64, len(deny))] = False
+        rows = np.fromiter(deny, np.int64, len(deny))
+        keep[rows[rows < n_items]] = False
     if categories is not None:
         check_names("categories", categories, catalogue.rows_of_category)
         listed = np.zeros(n_items, bool)

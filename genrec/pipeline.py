@@ -419,7 +419,9 @@ class Run:
 
     def export(self) -> Path:
         """export/: merged weights and everything that serving needs."""
+        from genrec.encoders.frozen import FrozenEncoder
         from genrec.serving.export import write_export
+        from genrec.serving.intake import Intake
         from genrec.serving.model_card import model_card
 
         def build(out: Path) -> dict[str, Any]:
@@ -444,9 +446,21 @@ class Run:
                 soft_prompt=prompt,
                 item_scores=backbone.item_scores,
                 newcomers=space.newcomers,
+                keys=space.content_keys if recipe.new_items.relatives and not recipe.backbone.profile else None,
+                intake=Intake(
+                    encoders={
+                        m: FrozenEncoder(m, getattr(recipe.encode, m), f.fitted, f.values.shape[1:])
+                        for m, f in space.features.items()
+                    },
+                    quantiser=space.semantic_ids,
+                    space=space.key_space,
+                    relatives=recipe.new_items.relatives,
+                    lift=recipe.new_items.lift,
+                ),
                 adapter_state=adapter,
                 adapter_settings={
-                    **recipe.adapter.model_dump(),
+                    "kind": recipe.adapter.kind,
+                    **space.adapter_settings,
                     "dims": {m: f.values.shape[2] for m, f in space.features.items()},
                 },
                 tasks=[name for name, weight in recipe.finetune.mixture if weight],

@@ -15,7 +15,7 @@ from genrec.adapters import build_adapter
 from genrec.adapters.item_scores import ItemScores
 from genrec.adapters.neighbours import Table, follower_table, neighbour_table
 from genrec.adapters.newcomers import Newcomers
-from genrec.adapters.profile import Profile, content_keys
+from genrec.adapters.profile import KeySpace, Profile
 from genrec.adapters.sequence import SequenceScores
 from genrec.artefacts import MANIFEST, read_manifest
 from genrec.backbone import Backbone
@@ -119,8 +119,13 @@ class Workspace:
 
     @cached_property
     def content_keys(self) -> dict[str, torch.Tensor]:
-        """What the profile compares; made once for training, ranking and export."""
-        return content_keys(self.features, ~self.split.cold, self.recipe.backbone.profile)
+        """What profile and newcomers compare; made once for training, ranking and export."""
+        return self.key_space.keys(self.features)
+
+    @cached_property
+    def key_space(self) -> KeySpace:
+        """Fitted on what training may look at."""
+        return KeySpace.fit(self.features, ~self.split.cold, self.recipe.backbone.profile or WIDTH)
 
     @cached_property
     def log_tables(self) -> tuple[Table | None, Table | None]:
@@ -152,9 +157,7 @@ class Workspace:
         wanted, known = self.recipe.new_items, torch.from_numpy(~self.split.cold)
         if not wanted.relatives or not self.features or known.all():
             return None
-        profile = self.recipe.backbone.profile
-        keys = self.content_keys if profile else content_keys(self.features, ~self.split.cold, WIDTH)
-        return Newcomers.nearest(keys, known, wanted.relatives, wanted.lift)
+        return Newcomers.nearest(self.content_keys, known, wanted.relatives, wanted.lift)
 
     def backbone(self, *, tuned: bool, load_in: str | None = None) -> Backbone:
         """A fresh backbone with the aligned adapter in it where there is one.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -258,6 +259,12 @@ class Prompter:
         self._plain = plain_tokenizer(tokenizer)
         self._control = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.get_added_vocab().values())
         self._fixed: dict[str, list[int]] = {}
+
+    def with_items(self, codes: np.ndarray, catalogue: Catalogue) -> Prompter:
+        """The same for other items: codes int32 [N, L] and their catalogue."""
+        more = copy(self)
+        more.sids, more.catalogue = self.layout.sid_tokens(codes), catalogue
+        return more
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of text, capped; never a control token, whatever the text says."""

@@ -6,7 +6,7 @@ Behind the export's vocabulary of V rows stand the K rows of each item and then 
     row V + N * K + p             soft prompt token p
 
 An untied output matrix gets rows of zeros there. Every row is an output row too, so this is for small catalogues: large
-ones stay with prompt vectors, and so does a prompt with an item that came later.
+ones stay with prompt vectors, and so does a prompt with an item that came or changed later.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ MOST_ROWS = 1 << 18  # of items and soft prompt: 512 MB of bfloat16 at a width o
 
 
 def token_ids(export: Export, prompt: Prompt) -> Tensor | None:
-    """A prompt as token ids int64 [T]; None where the export is not baked, or an item came after it was."""
+    """A prompt as token ids int64 [T]; None where the export is not baked, or an item is newer than it."""
     baked: dict[str, int] | None = export.manifest["result"].get("baked")
     slots, behind = prompt.slots, export.layout.soft_tokens * (baked["items"] if baked else 0)
     if baked is None or slots.max(initial=-1) >= behind:
+        return None
+    if export.renewed and not export.renewed.isdisjoint((slots[slots >= 0] // export.layout.soft_tokens).tolist()):
         return None
     rows = baked["first_row"] + np.where(slots >= 0, slots, behind - 2 - slots)
     return torch.from_numpy(np.where(slots == -1, prompt.input_ids, rows).astype(np.int64))

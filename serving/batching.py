@@ -2,6 +2,9 @@
 
 submit ──> waiting (bounded, cancellable) ──> batch: same kind, in order ──> engine ──> each request's future
 
+What the engine answers from changes between two calls only (`between`), ahead of the queue; each job says what it was
+answered from.
+
 Nobody here waits for the engine: callers wait on futures, as long as their own deadline lets them. A call that
 never returns holds this one daemon thread, and the gateway answers without the engine (`state` says "stalled").
 """
@@ -48,6 +51,7 @@ class Job:
     request: Wish
     deadline: float
     future: Future[Any] = field(default_factory=Future)
+    state: Any = None  # what the engine answered from, set before the answer
     queued_at: float = field(default_factory=time.monotonic)
 
 
@@ -76,6 +80,7 @@ class EngineWorker:
         probe_s: float,
         on_batch: Callable[[Batch], None] = lambda _: None,
         probes: Mapping[Kind, Wish] | None = None,
+        state: Any = None,
     ) -> None:
         """
         Args:
@@ -87,11 +92,14 @@ class EngineWorker:
             probe_s: how often a failed engine is asked a probe while nobody else asks.
             on_batch: called in the worker's thread after each engine call.
             probes: what to ask a failed engine, per kind.
+            state: what the engine answers from, until `between` says otherwise.
         """
         self._engine, self._on_batch, self._probes = engine, on_batch, probes or {}
         self.max_waiting, self.max_batch = max_waiting, max_batch
         self._window_s, self._stall_s, self._probe_s = window_s, stall_s, probe_s
         self._waiting: deque[Job] = deque()
+        self._state = state
+        self._swaps: deque[tuple[Callable[[], Any], Future[None]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._busy_since: float | None = None
@@ -124,6 +132,21 @@ class EngineWorker:
             self._waiting.append(job)
             self._changed.notify_all()
         return job
+
+    def between(self, swap: Callable[[], Any]) -> Future[None]:
+        """Change what the engine answers from, before its next call.
+
+        Args:
+            swap: called on the engine's thread; must not fail. Returns the state of the jobs from then on.
+
+        Returns:
+            Done when it was called; while the engine hangs it waits.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            self._swaps.append((swap, done))
+            self._changed.notify_all()
+        return done
 
     def cancel(self, job: Job) -> None:
         """Nobody wants this answer: its place in the queue is free at once; inside the engine it is let run."""
@@ -162,6 +185,7 @@ class EngineWorker:
     def _run(self) -> None:
         while True:
             batch = self._take()
+            self._swap()
             if batch is None:
                 return
             if batch:
@@ -170,12 +194,14 @@ class EngineWorker:
                 self._probe()
 
     def _take(self) -> list[Job] | None:
-        """The next batch; empty when it is time for a probe, None when closed."""
+        """The next batch; empty when it is time for a swap or a probe, None when closed."""
         with self._changed:
             while True:
                 while not self._waiting:
                     if self._closed:
                         return None
+                    if self._swaps:
+                        return []
                     probe_s = self._probe_s if self._failed & self._probes.keys() else None
                     if not self._changed.wait(probe_s):
                         return []
@@ -193,6 +219,16 @@ class EngineWorker:
                 self._waiting.remove(job)
             self._busy_since = time.monotonic()
         return batch
+
+    def _swap(self) -> None:
+        while self._swaps:
+            swap, done = self._swaps.popleft()
+            try:
+                self._state = swap()
+                done.set_result(None)
+            except Exception as err:
+                log.exception("the engine keeps what it answered from")
+                done.set_exception(err)
 
     def _answer(self, batch: list[Job]) -> None:
         now = time.monotonic()
@@ -229,6 +265,7 @@ class EngineWorker:
         self._failed.discard(jobs[0].kind)
         self._report(jobs, started, waited_s, False)
         for job, answer in zip(jobs, answers, strict=True):
+            job.state = self._state
             job.future.set_result(answer)
 
     def _ask(self, kind: Kind, requests: Sequence[Any]) -> list[Any]:

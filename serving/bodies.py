@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from genrec.errors import DataError
+from genrec.serving.sent_item import SentItem
+from genrec.serving.uploads import MAX_BYTES
 
 MAX_HISTORY = 500  # events of a request, and of what is read from the store
 MAX_BEAMS = 200
 MAX_TEXT_TOKENS = 512
 MAX_TIMEOUT_MS = 30_000
+MAX_PICTURE_CHARS = -(-MAX_BYTES // 3) * 4
 
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
@@ -77,11 +83,50 @@ class EventsBody(Body):
     events: list[EventBody] = Field(min_length=1, max_length=1000, description="in the order in which they happened")
 
 
-class ItemsBody(Body):
-    """POST /v1/items; neither list: just ask what is disabled."""
+class ItemBody(Body):
+    """An item; a field that is not sent is unknown, but a picture that was sent before stays."""
 
+    item_id: Name
+    title: str = Field("", max_length=1000)
+    description: str = Field("", max_length=10_000)
+    categories: list[ItemId] = Field([], max_length=50)
+    attributes: dict[ItemId, Annotated[str, Field(max_length=1000)]] = Field({}, max_length=50)
+    price: Price | None = None
+    available: bool = Field(True, description="false: no list holds it")
+    picture: str | None = Field(
+        None, max_length=MAX_PICTURE_CHARS, description=f"a JPEG or PNG of at most {MAX_BYTES} bytes, in base64"
+    )
+
+    def sent(self) -> SentItem:
+        """
+        Raises:
+            DataError: the picture is not in base64.
+        """
+        try:
+            picture = None if self.picture is None else base64.b64decode(self.picture, validate=True)
+        except ValueError:
+            raise DataError(
+                f"item {self.item_id[:100]!r}: picture: not in base64; send the file's bytes as base64, without a "
+                "data: address in front and without line breaks"
+            ) from None
+        fields = self.model_dump(exclude={"item_id", "picture"})
+        return SentItem(self.item_id, fields, picture)
+
+
+class ItemsBody(Body):
+    """POST /v1/items; no list: just ask how many are disabled."""
+
+    upsert: list[ItemBody] = Field([], max_length=100, description="items to add, or to replace by id")
     disable: list[ItemId] = Field([], max_length=10_000, description="item ids that nobody may be recommended")
     enable: list[ItemId] = Field([], max_length=10_000, description="item ids that were disabled")
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        ids = [item.item_id for item in self.upsert]
+        if len(set(ids)) < len(ids):
+            twice = next(item for item in ids if ids.count(item) > 1)
+            raise ValueError(f"{twice[:100]!r} is in `upsert` twice; send it once")
+        return self
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -147,9 +192,11 @@ class Stored(BaseModel):
     duplicates: int
 
 
-class Switched(BaseModel):
-    """Answer of /v1/items."""
+class Changed(BaseModel):
+    """Answer of POST /v1/items: on disk, if there is a store."""
 
+    added: int
+    replaced: int
     disabled: int = Field(description="items that are disabled now")
 
 

@@ -12,9 +12,9 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from genrec.catalog import Catalogue
 from genrec.serving.bodies import MAX_HISTORY, ItemId, Problem
 from genrec.serving.desk import Desk
-from genrec.serving.item_search import ItemSearch
 from genrec.serving.resolve import item_rows
 from genrec.serving.thumbnails import Thumbnails, image_path
 
@@ -81,13 +81,10 @@ class Users(BaseModel):
 
 def add_catalogue(app: FastAPI, desk: Desk) -> None:
     """Add the routes that read the catalogue and the store."""
-    catalogue, search, thumbnails = desk.export.catalogue, ItemSearch(desk.export), Thumbnails(desk.export.catalogue)
-    decoders = anyio.CapacityLimiter(DECODERS)
-    sizes = {name: len(rows) for name, rows in catalogue.rows_of_category.items()}
-    largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:CATEGORIES]
+    thumbnails, decoders = Thumbnails(), anyio.CapacityLimiter(DECODERS)
     key = [Security(HTTPBearer(auto_error=False))]
 
-    def shown(row: int) -> Item:
+    def shown(catalogue: Catalogue, row: int) -> Item:
         price = float(catalogue.prices[row])
         return Item(
             item_id=catalogue.item_ids[row],
@@ -101,11 +98,12 @@ def add_catalogue(app: FastAPI, desk: Desk) -> None:
     @app.get("/v1/items", dependencies=key)
     async def items(wish: Annotated[ItemsWish, Query()]) -> Items:
         """Items by words and category, the most popular first, or by their ids."""
+        state = desk.now
         if wish.item_id:
-            rows = item_rows(catalogue, wish.item_id)
+            rows = item_rows(state.export.catalogue, wish.item_id)
         else:
-            rows = await run_in_threadpool(search.find, wish.query, wish.category, wish.limit)
-        return Items(items=[shown(row) for row in rows])
+            rows = await run_in_threadpool(state.search.find, wish.query, wish.category, wish.limit)
+        return Items(items=[shown(state.export.catalogue, row) for row in rows])
 
     @app.get(
         "/v1/items/{item_id:path}/image",
@@ -118,8 +116,9 @@ def add_catalogue(app: FastAPI, desk: Desk) -> None:
     )
     async def image(item_id: Name) -> Response:
         """An item's picture, small."""
-        row = catalogue.index.get(item_id)
-        found = None if row is None else await anyio.to_thread.run_sync(thumbnails.jpeg, row, limiter=decoders)
+        catalogue = desk.now.export.catalogue
+        path = None if item_id not in catalogue.index else catalogue.images[catalogue.index[item_id]]
+        found = None if path is None else await anyio.to_thread.run_sync(thumbnails.jpeg, path, limiter=decoders)
         if found is None:
             raise HTTPException(404, "this export has no picture of an item of this id; GET /v1/items lists items")
         return Response(found, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
@@ -127,7 +126,8 @@ def add_catalogue(app: FastAPI, desk: Desk) -> None:
     @app.get("/v1/categories", dependencies=key)
     async def categories() -> Categories:
         """The catalogue's categories."""
-        return Categories(categories=[Category(name=name, items=sizes[name]) for name in largest])
+        largest = desk.now.categories[:CATEGORIES]
+        return Categories(categories=[Category(name=name, items=items) for name, items in largest])
 
     @app.get("/v1/users", dependencies=key)
     async def users(http: Request, wish: Annotated[UsersWish, Query()]) -> Users:
@@ -139,4 +139,5 @@ def add_catalogue(app: FastAPI, desk: Desk) -> None:
     async def history(user_id: Name, http: Request) -> Items:
         """A user's newest stored events, oldest first; those whose item this export does not know are left out."""
         found = await desk.history(http, user_id, [], time.monotonic() + PATIENCE_S)
-        return Items(items=[shown(row) for row in item_rows(catalogue, found)])
+        catalogue = desk.now.export.catalogue
+        return Items(items=[shown(catalogue, row) for row in item_rows(catalogue, found)])

@@ -125,7 +125,7 @@ class Chat:
         Args:
             query: the wishes.
             history: the user's events, item ids of the catalogue, oldest first.
-            denied: catalogue rows that nobody may be recommended.
+            denied: catalogue rows that nobody may be recommended; those of items that came later are passed over.
 
         Raises:
             DataError: unknown item ids in the history.
@@ -133,7 +133,7 @@ class Chat:
         catalogue = self.export.catalogue
         events = [*history, *(item for item in query.liked if item in catalogue.index)]
         possible = np.ones(len(catalogue), bool)
-        possible[[*item_rows(catalogue, events), *denied]] = False
+        possible[[*item_rows(catalogue, events), *(row for row in denied if row < len(possible))]] = False
         fitting = possible & query.allowed(catalogue)
         if not fitting.any():
             return Plan(query, events, None, relaxations(catalogue, query, possible))

@@ -48,6 +48,7 @@ class Talk:
     """One request, ready to be answered."""
 
     body: ChatBody
+    chat: Chat
     plan: Plan
     reply: Reply
     requests: list[TextRequest]
@@ -60,7 +61,6 @@ class Talk:
 
 def add_chat(app: FastAPI, desk: Desk, engine: str) -> None:
     """Add the route; `engine` is the engine's name."""
-    chat = Chat(desk.export)
 
     @app.post(
         CHAT_PATH,
@@ -70,13 +70,13 @@ def add_chat(app: FastAPI, desk: Desk, engine: str) -> None:
     )
     async def completions(body: ChatBody, http: Request) -> Any:
         """A reply about items that fit what the conversation asks for; with `stream` as server-sent events."""
-        talk = await _prepare(desk, chat, engine, body, http)
+        talk = await _prepare(desk, engine, body, http)
         deltas = talk.reply.deltas(http, talk.requests, talk.deadline)
         frame = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": body.model,
-            "system_fingerprint": str(desk.export.manifest["key"])[:12],
+            "system_fingerprint": str(talk.chat.export.manifest["key"])[:12],
         }
         if body.stream:
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -85,32 +85,45 @@ def add_chat(app: FastAPI, desk: Desk, engine: str) -> None:
         async for _ in deltas:
             pass
         choice = Choice(message=ReplyMessage(content=talk.reply.text), finish_reason=talk.reply.finish)
-        found = Completion(**frame, choices=[choice], usage=_usage(talk), genrec=_recommendation(desk, talk))
+        found = Completion(**frame, choices=[choice], usage=_usage(talk), genrec=_recommendation(talk))
         return Response(found.model_dump_json(), media_type="application/json")
 
 
-async def _prepare(desk: Desk, chat: Chat, engine: str, body: ChatBody, http: Request) -> Talk:
+async def _prepare(desk: Desk, engine: str, body: ChatBody, http: Request) -> Talk:
     """Everything that can be refused, before the first byte of an answer."""
+    state = desk.now
+    assert state.chat is not None
+    chat = state.chat
     timeout_s = body.genrec.timeout_ms / 1000
     deadline = time.monotonic() + timeout_s
     messages = [message.plain() for message in body.messages]
     chat.check(messages)
     if body.user is not None and desk.store is None:
         raise DataError("user: this gateway keeps no histories; send `genrec.history`, or start it with --store")
-    item_rows(desk.export.catalogue, body.genrec.history)
+    item_rows(chat.export.catalogue, body.genrec.history)
     caller = http.state.caller
     desk.charge(caller, "tokens", UNDERSTAND_TOKENS)
     history = await desk.history(http, body.user, body.genrec.history, deadline)
-    shown = await run_in_threadpool(chat.shown, messages)
-    query = await desk.understand(http, messages, shown, deadline)
-    plan = await run_in_threadpool(chat.plan, query, history, desk.switches.denied)
-    ranked: list[RankedItem] = []
-    reason = None
-    if plan.request is not None:
-        desk.charge(caller, "beams", beam_width(plan.request, len(desk.export.catalogue)))
-        ranked, reason = await desk.rank(http, plan.request, deadline - min(RESERVE_S, timeout_s / 10))
-        if not ranked:  # all that fitted were disabled meanwhile
-            plan = await run_in_threadpool(chat.plan, query, history, desk.switches.denied)
+    list_deadline, charged = deadline - min(RESERVE_S, timeout_s / 10), False
+    while True:  # items that change meanwhile make it begin again: all of a reply is about one state of them
+        assert state.chat is not None
+        chat = state.chat
+        shown = await run_in_threadpool(chat.shown, messages)
+        query = await desk.understand(http, state, messages, shown, deadline)
+        plan = await run_in_threadpool(chat.plan, query, history, desk.switches.denied)
+        ranked: list[RankedItem] = []
+        reason = None
+        if plan.request is None:
+            break
+        if not charged:
+            desk.charge(caller, "beams", beam_width(plan.request, len(chat.export.catalogue)))
+            charged = True
+        ranked, reason, answered = await desk.rank(http, plan.request, list_deadline)
+        if answered is state:
+            break
+        state = answered
+    if plan.request is not None and not ranked:  # all that fitted were disabled meanwhile
+        plan = await run_in_threadpool(chat.plan, query, history, desk.switches.denied)
     requests = chat.reason_requests(plan, ranked, body.temperature or 0.0, body.seed or 0)
     if requests:
         desk.charge(caller, "tokens", sum(request.max_tokens for request in requests))
@@ -119,7 +132,7 @@ async def _prepare(desk: Desk, chat: Chat, engine: str, body: ChatBody, http: Re
     reply = Reply(desk, chat, plan, ranked, cutter, whole=bool(stop) or not body.stream)
     asked = await run_in_threadpool(lambda: sum(cutter.count(message["content"]) for message in messages))
     user = None if body.user is None else desk.user_hash(caller.tenant, body.user)
-    return Talk(body, plan, reply, requests, deadline, reason is not None, asked, engine, user)
+    return Talk(body, chat, plan, reply, requests, deadline, reason is not None, asked, engine, user)
 
 
 async def _events(desk: Desk, talk: Talk, deltas: AsyncGenerator[str], frame: dict[str, Any]) -> AsyncIterator[str]:
@@ -140,7 +153,7 @@ async def _events(desk: Desk, talk: Talk, deltas: AsyncGenerator[str], frame: di
                     yield event({"content": piece})
     except ClientLeftError:
         return
-    yield event({}, talk.reply.finish, genrec=_recommendation(desk, talk).model_dump())
+    yield event({}, talk.reply.finish, genrec=_recommendation(talk).model_dump())
     if wants_usage:
         yield event(None, usage=_usage(talk).model_dump())
     yield "data: [DONE]\n\n"
@@ -152,10 +165,10 @@ def _usage(talk: Talk) -> Usage:
     return Usage(prompt_tokens=talk.prompt_tokens, completion_tokens=said, total_tokens=talk.prompt_tokens + said)
 
 
-def _recommendation(desk: Desk, talk: Talk) -> Recommendation:
+def _recommendation(talk: Talk) -> Recommendation:
     """The field `genrec`."""
     origins = {
-        request.item_id: Origin(**provenance_of(desk.export, talk.engine, request, talk.user).as_dict())
+        request.item_id: Origin(**provenance_of(talk.chat.export, talk.engine, request, talk.user).as_dict())
         for request in talk.requests
     }
     return Recommendation(
@@ -163,7 +176,7 @@ def _recommendation(desk: Desk, talk: Talk) -> Recommendation:
             ShownItem(
                 id=item.item_id,
                 title=item.title,
-                image=image_path(desk.export.catalogue, item.row),
+                image=image_path(talk.chat.export.catalogue, item.row),
                 score=item.score,
                 reason=item.reason,
                 provenance=origins[item.item_id] if item.written else None,

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -23,14 +24,16 @@ from genrec.serving.daemon_pool import DaemonPool, PoolFullError
 from genrec.serving.engine import Engine, RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
 from genrec.serving.export_watch import ExportWatch
-from genrec.serving.fallback import Popularity
+from genrec.serving.item_state import ItemState
 from genrec.serving.item_switches import ItemSwitches
 from genrec.serving.measured_engine import parts
 from genrec.serving.metrics import Metrics
 from genrec.serving.problems import ClientLeftError, RefusalError
 from genrec.serving.rate_limit import Kind as RateKind
 from genrec.serving.rate_limit import RateLimiter
+from genrec.serving.sent_item import SentItem
 from genrec.serving.speculation import Speculative
+from genrec.serving.stock import Stock
 from genrec.serving.store_error import StoreError
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_hash import UserHash
@@ -53,8 +56,10 @@ class Settings(config.Settings):
     store_threads: int = Field(8, ge=1, description="calls of the user store at once")
     store_waiting: int = Field(64, ge=1, description="calls that may wait for the user store; more get 503")
     refresh_s: float = Field(
-        5, gt=0, description="how often other gateways' disabled items and the export's folder are looked up"
+        5, gt=0, description="how often other gateways' items and disabled items and the export's folder are looked up"
     )
+    items_timeout_s: float = Field(60, gt=0, description="for items to be taken")
+    items_waiting: int = Field(8, ge=1, description="changes of items that may wait for each other; more get 503")
     drain_s: float = Field(1, ge=0, description="after SIGTERM, new requests still get a 503 for so long")
 
 
@@ -78,16 +83,21 @@ class Desk:
             understand: finds what a conversation asks for; None: nobody will ask for it.
 
         Raises:
-            StoreError: the store does not say which items are disabled.
+            StoreError: the store does not say which items were sent or disabled.
         """
-        self.export, self.store, self.settings = export, store, settings
+        self.store, self.settings = store, settings
         self.metrics, self.drain, self.limiter = Metrics(), Drain(), RateLimiter()
-        self.popularity = Popularity(export)
-        self.switches = ItemSwitches(export.catalogue, store)
+        self._stock = Stock(export, store, understand is not None)  # for the items' one thread from now on
+        self.now = self._offered = self._stock.state
+        self._prepare = engine.prepare
+        if self.now.export is not export:
+            engine.prepare(self.now.export)()
+        self.switches = ItemSwitches(self.now.export.catalogue, store)
         self.watch = ExportWatch(export, settings.refresh_s)
         self.user_hash = UserHash()
         self._understand = understand
         self.pool = DaemonPool("genrec-store", settings.store_threads, settings.store_waiting)
+        self._items = DaemonPool("genrec-items", 1, settings.items_waiting)
         self.worker = EngineWorker(
             engine,
             max_waiting=settings.max_waiting,
@@ -99,8 +109,9 @@ class Desk:
             probes={
                 "recommend": RecommendRequest([], k=1),
                 "generate": TextRequest(export.catalogue.item_ids[0], max_tokens=1),
-                "understand": self._reading([{"role": "user", "content": "hello"}], [[]]),
+                "understand": self._reading(self.now, [{"role": "user", "content": "hello"}], [[]]),
             },
+            state=self.now,
         )
         self.metrics.watch(self.worker)
         lists, texts = parts(engine)[0], parts(engine)[-1]
@@ -109,6 +120,7 @@ class Desk:
         if isinstance(texts, Speculative):
             self.metrics.watch_drafts(texts)
         self.metrics.ready.set_function(lambda: float(not self.obstacles()))
+        self.metrics.items.set_function(lambda: len(self.now.export.catalogue))
 
     def obstacles(self) -> list[str]:
         """Why this gateway should get no more requests; empty when it is ready."""
@@ -156,6 +168,70 @@ class Desk:
                 raise RefusalError(504, text, "late") from None
             raise StoreError("locked", f"store {store.shown} did not answer within {left_s:.3g} s") from None
 
+    async def upsert(self, sent: Sequence[SentItem]) -> tuple[int, int]:
+        """Add and replace items; what is asked after this answers from them, and they are on disk if there is a store.
+
+        Returns:
+            How many are new and how many were replaced.
+
+        Raises:
+            DataError, RefusalError, StoreError: as `Stock.upsert`; RefusalError as well for too many changes at once,
+                and where it takes too long: then they may be stored.
+        """
+        added, replaced = await self._on_items_thread(lambda: self._stock.upsert(sent))
+        self.metrics.item_changes.labels("added").inc(added)
+        self.metrics.item_changes.labels("replaced").inc(replaced)
+        return added, replaced
+
+    async def catch_up(self) -> None:
+        """Take over the items that other gateways stored; errors as for `upsert`."""
+        await self._on_items_thread(self._stock.catch_up)
+
+    async def _on_items_thread(self, change: Callable[[], T]) -> T:
+        def changed() -> T:
+            try:
+                return change()
+            finally:
+                self._show()
+
+        try:
+            future = self._items.submit(changed)
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.items_timeout_s)
+        except PoolFullError:
+            raise RefusalError(503, "too many changes of items wait; try again later", "items_full", 5) from None
+        except TimeoutError:
+            text = "the items were not taken in time, but may still be; look for them before you send them again"
+            raise RefusalError(504, text, "late") from None
+
+    def _show(self) -> None:
+        """Let the engine answer from the stock's state, and everybody look into it, from one moment on.
+
+        Raises:
+            RefusalError: the engine hangs; it will as soon as it returns.
+        """
+        state = self._stock.state
+        if state is self._offered:
+            return
+        swap_engine = self._prepare(state.export)
+
+        def swap() -> ItemState:
+            swap_engine()
+            self.switches.adopt(state.export.catalogue)  # before anybody finds what is disabled
+            self.now = state
+            return state
+
+        self._offered = state
+        try:
+            self.worker.between(swap).result(self.settings.stall_s)
+        except FutureTimeoutError:
+            text = "the engine does not answer; the items are taken and will be shown when it does"
+            raise RefusalError(503, text, "engine_stalled", 5) from None
+
+    def close_pools(self) -> None:
+        """Let the threads of store and items end; waits for nobody."""
+        self.pool.close()
+        self._items.close()
+
     async def history(self, http: Request, user_id: str | None, more: list[str], deadline: float) -> list[str]:
         """A user's stored events, then those of the request; the newest `MAX_HISTORY` of them.
 
@@ -166,11 +242,14 @@ class Desk:
             return more
         self.note(http, user=self.user_hash(caller.tenant, user_id))
         found = await self.stored(lambda store: store.newest(caller.tenant, user_id, MAX_HISTORY), deadline)
-        known = [item for item in found if item in self.export.catalogue.index]
+        index = self.now.export.catalogue.index
+        known = [item for item in found if item in index]
         return [*known, *more][-MAX_HISTORY:]
 
-    async def rank(self, http: Request, wish: RecommendRequest, deadline: float) -> tuple[list[RankedItem], str | None]:
-        """A list, and why it is the fallback, if it is.
+    async def rank(
+        self, http: Request, wish: RecommendRequest, deadline: float
+    ) -> tuple[list[RankedItem], str | None, ItemState]:
+        """A list, why it is the fallback, if it is, and the state that it was made from.
 
         The items that are disabled when the answer is made are not in it, even if they were enabled when the engine
         began: then it is asked again.
@@ -180,22 +259,24 @@ class Desk:
             RefusalError: too many requests wait.
             ClientLeftError: nobody waits for the list.
         """
-        index = self.export.catalogue.index
         while True:
             wish = dataclasses.replace(wish, deny=self.switches.denied)
             reason = None
             try:
-                ranked: list[RankedItem] = await self._ask(http, "recommend", wish, deadline)
+                ranked: list[RankedItem]
+                ranked, state = await self._ask(http, "recommend", wish, deadline)
             except (DataError, RefusalError, ClientLeftError):
                 raise
             except Exception as err:
                 reason = {TimeoutError: "deadline", StalledError: "engine_stalled"}.get(type(err), "engine_error")
-                ranked = await run_in_threadpool(self.popularity.recommend, wish)
+                state = self.now
+                ranked = await run_in_threadpool(state.popularity.recommend, wish)
+            index = state.export.catalogue.index
             if self.switches.denied.isdisjoint(index[item.item_id] for item in ranked):
                 if reason is not None:
                     self.metrics.fallbacks.labels(reason).inc()
                     self.note(http, fallback=reason)
-                return ranked, reason
+                return ranked, reason, state
 
     async def write(self, http: Request, wish: TextRequest, deadline: float) -> TextResult:
         """A text. There is no fallback for one.
@@ -209,25 +290,30 @@ class Desk:
         return result
 
     async def understand(
-        self, http: Request, messages: Sequence[Message], shown: Sequence[Sequence[str]], deadline: float
+        self,
+        http: Request,
+        state: ItemState,
+        messages: Sequence[Message],
+        shown: Sequence[Sequence[str]],
+        deadline: float,
     ) -> Query:
-        """What a conversation asks for; arguments as in `genrec.serving.chat.Understand`, errors as in `write`."""
-        query: Query = await self._text(http, "understand", self._reading(messages, shown), deadline)
+        """What a conversation asks for among a state's items; else as `genrec.serving.chat.Understand` and `write`."""
+        query: Query = await self._text(http, "understand", self._reading(state, messages, shown), deadline)
         return query
 
-    def _reading(self, messages: Sequence[Message], shown: Sequence[Sequence[str]]) -> Ask:
+    def _reading(self, state: ItemState, messages: Sequence[Message], shown: Sequence[Sequence[str]]) -> Ask:
         """Understanding as the worker's thread does it."""
 
         def ask(engine: Engine) -> Query:
             assert self._understand is not None
-            return self._understand(engine, self.export, messages, shown)
+            return self._understand(engine, state.export, messages, shown)
 
         return ask
 
     async def _text(self, http: Request, kind: Kind, wish: Wish, deadline: float) -> Any:
         """What has no fallback; raises as `write` does."""
         try:
-            return await self._ask(http, kind, wish, deadline)
+            return (await self._ask(http, kind, wish, deadline))[0]
         except (DataError, RefusalError, ClientLeftError):
             raise
         except TimeoutError:
@@ -243,8 +329,9 @@ class Desk:
         """Add fields to the request's line in the log."""
         http.scope["state"].setdefault("log", {}).update(fields)
 
-    async def _ask(self, http: Request, kind: Kind, wish: Wish, deadline: float) -> Any:
-        """The engine's answer, or its exception; `TimeoutError` at the deadline, whatever the engine does."""
+    async def _ask(self, http: Request, kind: Kind, wish: Wish, deadline: float) -> tuple[Any, ItemState]:
+        """The engine's answer and the state that it is from, or its exception; `TimeoutError` at the deadline, whatever
+        the engine does."""
         try:
             job = self.worker.submit(kind, wish, deadline)
         except QueueFullError as err:
@@ -255,7 +342,7 @@ class Desk:
             left_s = max(0.0, deadline - time.monotonic())
             done, _ = await asyncio.wait({answer, left}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             if answer in done:
-                return answer.result()
+                return answer.result(), job.state
             if left in done:
                 self.metrics.cancelled.labels(http.scope["path"]).inc()
                 raise ClientLeftError

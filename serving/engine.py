@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -80,6 +80,17 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[TextRequest | JsonRequest]) -> list[TextResult]:
         """Text for each request, in order; JSON without spaces where that was asked for."""
+        ...
+
+    def prepare(self, export: Export) -> Callable[[], None]:
+        """Make ready, aside and on any thread, to answer from another state of the items of the export in use.
+
+        Args:
+            export: what `genrec.serving.item_upsert.with_items` made of it.
+
+        Returns:
+            To be called between two calls of the engine, on the thread that makes them; takes no time.
+        """
         ...
 
     def close(self) -> None:

@@ -4,8 +4,10 @@ manifest.json          layout of the vocabulary, versions, hash of the catalogue
 model/                 merged weights with the semantic-id rows inside, and the tokenizer
 item_scores.safetensors  what a history says of every item: weights, keys, tables; absent without
 newcomers.safetensors  new items and their nearest relatives; absent where new items are like all others
+keys.safetensors       all items' content keys, where later items need them to find relatives and no profile holds them
 soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
 adapter.safetensors    the adapter's weights and settings, for new items
+intake/                what items that come later need, see `genrec.serving.intake`; absent: none can come
 items/                 catalog.parquet, codes.npy int32 [N, L], popularity.npy int64 [N]
 README.md              model card
 """
@@ -29,14 +31,15 @@ from torch import Tensor
 
 from genrec.adapters.item_scores import ItemScores
 from genrec.adapters.newcomers import Newcomers
-from genrec.artefacts import MANIFEST, file_hash, read_manifest
+from genrec.artefacts import MANIFEST, file_hash, key_of, read_manifest
 from genrec.catalog import Catalogue
 from genrec.errors import ArtefactError
 from genrec.mentions import MentionFinder
 from genrec.prompts import Layout, Prompt, Prompter
+from genrec.serving.intake import INTAKE, Intake
 
 log = logging.getLogger(__name__)
-FORMAT = 4
+FORMAT = 5
 REFUSED = "refused.txt"  # in a quantised copy that agreed too little with the original: why
 
 
@@ -54,6 +57,8 @@ class Export:
     prompt: Tensor  # [P, D] soft prompt
     item_scores: ItemScores | None = None  # what a history says of every item, before the model speaks
     newcomers: Newcomers | None = None  # how new items get into the lists; None: like all others
+    keys: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # modality -> [N, E_m], of the run's items
+    renewed: frozenset[int] = frozenset()  # rows whose soft tokens are not the folder's any more
 
     @property
     def tasks(self) -> list[str]:
@@ -77,6 +82,13 @@ class Export:
     @cached_property
     def mention_finder(self) -> MentionFinder:
         return MentionFinder(self.catalogue)
+
+    def with_items(self, **items: Any) -> Export:
+        """The same model with other items: fields by name, rows of old items in their places."""
+        more = dataclasses.replace(self, **items)
+        more.__dict__["tokenizer"] = self.tokenizer  # the folder may hold another export by now
+        more.__dict__["prompter"] = self.prompter.with_items(more.codes, more.catalogue)
+        return more
 
     def splice(self, prompt: Prompt, embedding: Tensor) -> Tensor:
         """Vectors [T, D] of a prompt: the model's own rows, with soft tokens in their slots.
@@ -147,11 +159,14 @@ class Export:
             popularity = np.load(folder / "items" / "popularity.npy")
             item_scores = ItemScores.load(folder / "item_scores.safetensors") if result["item_scores"] else None
             newcomers = Newcomers.load(folder / "newcomers.safetensors") if result["newcomers"] else None
+            keys = load_file(folder / "keys.safetensors") if result["keys"] else {}
+            if item_scores is not None and (profile := item_scores.profile) is not None:
+                keys = {name: profile.keys(name) for name in profile.names}
         except (OSError, TypeError, ValueError, EOFError, KeyError, RuntimeError, SafetensorError) as err:
             raise ArtefactError(
                 f"{folder}: expected soft.safetensors, items/codes.npy, items/popularity.npy and, where the manifest "
-                "says so, item_scores.safetensors and newcomers.safetensors; found one missing or broken "
-                f"({err}); export the run again"
+                "says so, item_scores.safetensors, newcomers.safetensors and keys.safetensors; found one missing or "
+                f"broken ({err}); export the run again"
             ) from err
         if len(codes) != len(catalogue.item_ids) or len(codes) != len(soft["items"]):
             raise ArtefactError(
@@ -169,6 +184,7 @@ class Export:
             prompt=soft["prompt"],
             item_scores=item_scores,
             newcomers=newcomers,
+            keys=keys,
         )
         export.check_unchanged()
         return export
@@ -209,6 +225,8 @@ def write_export(
     adapter_settings: dict[str, Any],
     tasks: Sequence[str],
     card: str,
+    keys: dict[str, Tensor] | None = None,
+    intake: Intake | None = None,
 ) -> dict[str, Any]:
     """Write everything but manifest.json into an empty folder; returns what the manifest's "result" must hold.
 
@@ -224,9 +242,12 @@ def write_export(
         item_scores: what a history says of every item, if anything.
         newcomers: how new items get into the lists, if not like all others.
         adapter_state: the adapter's weights.
-        adapter_settings: what is needed to build the adapter again (JSON-able).
+        adapter_settings: arguments of `genrec.adapters.build_adapter` but K, D and rms (JSON-able).
         tasks: the texts that were trained, by their names in `genrec.config.Mixture`.
         card: the model card in Markdown.
+        keys: modality -> float32 [N, E_m], from `genrec.adapters.profile.KeySpace`, where later items look for
+            relatives and no profile holds them.
+        intake: what items that come later need; None: none can come.
     """
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -241,10 +262,16 @@ def write_export(
         item_scores.float().save(folder / "item_scores.safetensors")
     if newcomers is not None:
         newcomers.save(folder / "newcomers.safetensors")
+    if keys:
+        save_file({name: of.contiguous() for name, of in keys.items()}, folder / "keys.safetensors")
     (folder / "items").mkdir()
     catalogue.save(folder / "items")
     np.save(folder / "items" / "codes.npy", codes)
     np.save(folder / "items" / "popularity.npy", popularity)
+    if intake is not None:
+        intake.save(folder / INTAKE)
+    places = [*(folder / "items").iterdir(), *(folder / INTAKE).rglob("*")]
+    hashes = {str(path.relative_to(folder)): file_hash(path) for path in sorted(places) if path.is_file()}
     (folder / "README.md").write_text(card, encoding="utf-8")
     return {
         "format": FORMAT,
@@ -253,6 +280,9 @@ def write_export(
         "adapter": adapter_settings,
         "item_scores": item_scores is not None,
         "newcomers": newcomers is not None,
+        "keys": bool(keys),
+        "intake": intake is not None,
+        "items_key": key_of(hashes),  # equal where ids and features of a later item are
         "tasks": list(tasks),
         "soft_dtype": str(soft_items.dtype).removeprefix("torch."),
     }

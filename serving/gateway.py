@@ -29,6 +29,7 @@ try:
     from genrec.serving.chat_route import add_chat
     from genrec.serving.desk import RESERVE_S, Desk, Settings
     from genrec.serving.page_routes import add_page
+    from genrec.serving.problems import RefusalError
     from genrec.serving.request_log import RequestLog
     from genrec.serving.store_error import StoreError
     from genrec.serving.user_store import Event, UserStore
@@ -65,7 +66,8 @@ def create_app(
         understand: finds what a conversation asks for; None: there is no chat.
 
     Raises:
-        StoreError: the store does not say which items are disabled.
+        StoreError: the store does not say which items were sent or disabled.
+        ArtefactError: the export's folder holds another export by now, or is damaged.
     """
     settings = settings or Settings()
     desk = Desk(engine, export, store, settings, understand)
@@ -76,7 +78,7 @@ def create_app(
         yield
         refreshing.cancel()
         desk.watch.close()
-        desk.pool.close()
+        desk.close_pools()
         patience_s = 0.1 if desk.worker.state == "stalled" else 10.0
         await run_in_threadpool(desk.worker.close, patience_s)
 
@@ -108,19 +110,24 @@ def _version(engine: Engine, export: Export) -> dict[str, str]:
 
 
 async def _refresh(desk: Desk) -> None:
-    """Look up now and then what other gateways disabled."""
+    """Look up now and then what other gateways stored and disabled."""
     while desk.store is not None:
         await asyncio.sleep(desk.settings.refresh_s)
         try:
+            await desk.catch_up()
             await desk.stored(lambda _: desk.switches.refresh())
         except StoreError as err:
             desk.metrics.store_errors.labels(err.kind).inc()
-            log.warning("disabled items stay as they are: %s", err)
+            log.warning("items, and which are disabled, stay as they are: %s", err)
+        except RefusalError as err:
+            desk.metrics.refusals.labels(err.reason).inc()
+            log.warning("items stay as they are: %s", err)
+        except Exception:
+            log.exception("items stay as they are")
 
 
 def _add_answers(app: FastAPI, desk: Desk, version: dict[str, str]) -> None:
     """The routes that ask the engine."""
-    titles = dict(zip(desk.export.catalogue.item_ids, desk.export.catalogue.titles, strict=True))
     key = [Security(HTTPBearer(auto_error=False))]  # documents what `Gate` asks for
 
     @app.post("/v1/recommend", dependencies=key)
@@ -132,11 +139,11 @@ def _add_answers(app: FastAPI, desk: Desk, version: dict[str, str]) -> None:
             history=await desk.history(http, body.user_id, body.history or [], deadline),
             **body.model_dump(exclude={"user_id", "history", "timeout_ms"}),
         )
-        desk.popularity.check(wish)
-        desk.charge(http.state.caller, "beams", beam_width(wish, len(titles)))
-        ranked, reason = await desk.rank(http, wish, deadline)
+        desk.now.popularity.check(wish)
+        desk.charge(http.state.caller, "beams", beam_width(wish, len(desk.now.export.catalogue)))
+        ranked, reason, state = await desk.rank(http, wish, deadline)
         items = [
-            bodies.Shown(item_id=item.item_id, title=titles[item.item_id], score=item.score, rank=item.rank)
+            bodies.Shown(item_id=item.item_id, title=state.title(item.item_id), score=item.score, rank=item.rank)
             for item in ranked
         ]
         return bodies.Recommended(items=items, fallback=reason is not None, reason=cast(Any, reason), **version)
@@ -149,11 +156,11 @@ def _add_answers(app: FastAPI, desk: Desk, version: dict[str, str]) -> None:
             history=await desk.history(http, body.user_id, body.history, deadline),
             **body.model_dump(exclude={"user_id", "history", "timeout_ms"}),
         )
-        item_rows(desk.export.catalogue, [wish.item_id, *wish.history])
+        item_rows(desk.now.export.catalogue, [wish.item_id, *wish.history])
         desk.charge(http.state.caller, "tokens", wish.max_tokens)
         result = await desk.write(http, wish, deadline)
         user = None if body.user_id is None else desk.user_hash(http.state.caller.tenant, body.user_id)
-        origin = provenance_of(desk.export, version["engine"], wish, user)
+        origin = provenance_of(desk.now.export, version["engine"], wish, user)
         return bodies.Described(
             text=result.text,
             finish_reason=result.finish_reason,
@@ -170,7 +177,7 @@ def _add_state(app: FastAPI, desk: Desk, version: dict[str, str]) -> None:
     async def events(body: bodies.EventsBody, http: Request) -> bodies.Stored:
         """Append to users' histories; the answer comes when the events are on disk."""
         tenant = http.state.caller.tenant
-        item_rows(desk.export.catalogue, [event.item_id for event in body.events])
+        item_rows(desk.now.export.catalogue, [event.item_id for event in body.events])
         found = [Event(**event.model_dump()) for event in body.events]
         desk.note(http, events=len(found))
         stored = await desk.stored(lambda store: store.append(tenant, found))
@@ -179,19 +186,23 @@ def _add_state(app: FastAPI, desk: Desk, version: dict[str, str]) -> None:
         return bodies.Stored(stored=stored, duplicates=len(found) - stored)
 
     @app.post("/v1/items", dependencies=key)
-    async def items(body: bodies.ItemsBody, http: Request) -> bodies.Switched:
-        """Disable and enable items: no list that is answered after this answer holds a disabled one."""
+    async def items(body: bodies.ItemsBody, http: Request) -> bodies.Changed:
+        """Add, replace, disable and enable items, in this order: what is asked after this answer is answered so."""
+        sent = [item.sent() for item in body.upsert]
+        ids = {item.item_id for item in sent}
+        item_rows(desk.now.export.catalogue, [item for item in [*body.disable, *body.enable] if item not in ids])
+        added, replaced = await desk.upsert(sent) if sent else (0, 0)
         if desk.store is None:
             disabled = desk.switches.change(body.disable, body.enable)
         else:
             disabled = await desk.stored(lambda _: desk.switches.change(body.disable, body.enable))
-        desk.note(http, disabled=disabled)
-        return bodies.Switched(disabled=disabled)
+        desk.note(http, added=added, replaced=replaced, disabled=disabled)
+        return bodies.Changed(added=added, replaced=replaced, disabled=disabled)
 
     @app.get("/healthz")
     async def healthz() -> bodies.Health:
         """The process lives."""
-        export = desk.export
+        export = desk.now.export
         return bodies.Health(status="ok", items=len(export.catalogue.item_ids), tasks=export.tasks, **version)
 
     @app.get("/readyz", responses={503: {"model": bodies.Readiness, "description": "not ready; the reasons say why"}})

@@ -26,7 +26,9 @@ class ItemSwitches:
             StoreError: the store does not say what is disabled.
         """
         self._catalogue, self._store = catalogue, store
-        self._lock = threading.Lock()  # what is stored last must be shown last
+        self._order = threading.Lock()  # what is stored last must be shown last
+        self._showing = threading.Lock()  # held for no time: the engine's thread takes it
+        self._item_ids: frozenset[str] = frozenset()
         self.denied: frozenset[int] = frozenset()
         self.refresh()
 
@@ -41,10 +43,10 @@ class ItemSwitches:
             StoreError: the change could not be stored; nothing changed.
         """
         off, on = list(disable), list(enable)
-        rows_off, rows_on = item_rows(self._catalogue, off), item_rows(self._catalogue, on)
-        with self._lock:
+        item_rows(self._catalogue, [*off, *on])
+        with self._order:
             if self._store is None:
-                self.denied = (self.denied | frozenset(rows_off)) - frozenset(rows_on)
+                self._show((self._item_ids | frozenset(off)) - frozenset(on))
             else:
                 self._show(self._store.switch(off, on))
             return len(self.denied)
@@ -57,11 +59,20 @@ class ItemSwitches:
         """
         if self._store is None:
             return
-        with self._lock:
+        with self._order:
             self._show(self._store.disabled())
 
-    def _show(self, item_ids: frozenset[str]) -> None:
-        rows = frozenset(self._catalogue.index[item] for item in item_ids if item in self._catalogue.index)
-        if rows != self.denied:
-            log.info("disabled items: %d", len(rows))
-            self.denied = rows
+    def adopt(self, catalogue: Catalogue) -> None:
+        """Go by a catalogue that has grown: an item that comes may have been disabled before."""
+        self._show(None, catalogue)
+
+    def _show(self, item_ids: frozenset[str] | None, catalogue: Catalogue | None = None) -> None:
+        """Change either; None stays."""
+        with self._showing:
+            self._catalogue = self._catalogue if catalogue is None else catalogue
+            self._item_ids = self._item_ids if item_ids is None else item_ids
+            index = self._catalogue.index
+            rows = frozenset(index[item] for item in self._item_ids if item in index)
+            if rows != self.denied:
+                log.info("disabled items: %d", len(rows))
+                self.denied = rows

@@ -83,6 +83,8 @@ class Metrics:
         self.store_errors = Counter(
             "genrec_store_errors", "User store calls that failed.", ["kind"], registry=self.registry
         )
+        self.item_changes = Counter("genrec_item_changes", "Items sent.", ["result"], registry=self.registry)
+        self.items = Gauge("genrec_items", "Items that requests are answered from.", registry=self.registry)
         self.queue = Gauge("genrec_queue_length", "Requests that wait for the engine.", registry=self.registry)
         self.ready = Gauge("genrec_ready", "1 if /readyz says yes.", registry=self.registry)
 

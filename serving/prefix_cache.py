@@ -53,6 +53,11 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def clear(self) -> None:
+        """Forget all prompts."""
+        self._entries.clear()
+        self.n_bytes = 0
+
     def find(self, prompt: Prompt) -> Prefix | None:
         """The longest known beginning of a prompt, at least one event shorter; counts hit or miss."""
         n_tokens = len(prompt.input_ids)

@@ -26,12 +26,13 @@ STATUSES = {
     401: "no API key, or none that is known",
     403: "the key lacks the scope, or the server is asked by a name that is not its own",
     408: "the body did not arrive in time",
+    409: "items cannot be taken: the export or an encoder lacks what they need, or no id is free",
     413: "the body is too large",
     422: "an unknown item or category, or a value out of range",
     429: "the tenant's rate limit; see Retry-After",
     500: "the engine failed at a text",
     503: "too many requests wait, the server is going down, or the user store does not answer; see Retry-After",
-    504: "no text, or not even the user's history, before the deadline",
+    504: "no text, or not even the user's history, before the deadline; items that were not taken in time",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text} for status, text in STATUSES.items()

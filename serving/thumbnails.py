@@ -30,23 +30,19 @@ def image_path(catalogue: Catalogue, row: int) -> str | None:
 class Thumbnails:
     """A picture is decoded and written anew, so that nothing of the file but its pixels reaches a client."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._images = catalogue.images
+    def __init__(self) -> None:
         self.jpeg = lru_cache(KEPT)(self._jpeg)
 
-    def _jpeg(self, row: int) -> bytes | None:
-        """The JPEG of an item's picture, or None where there is none that can be read.
+    def _jpeg(self, path: str) -> bytes | None:
+        """The JPEG of an item's picture, or None where it cannot be read.
 
         Args:
-            row: of the catalogue; the path is the catalogue's, never a client's.
+            path: of the catalogue, never a client's.
         """
-        path = self._images[row]
-        if path is None:
-            return None
         try:
             picture = load_picture(Path(path), MAX_PIXELS)
         except DataError as err:
-            log.warning("no picture of row %d: %s", row, err)
+            log.warning("no picture: %s", err)
             return None
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         picture.info.clear()  # Pillow would write a comment again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -57,20 +57,29 @@ class TorchEngine:
         Raises:
             ArtefactError: model/ holds no loadable model of this export, or another export took its place.
         """
-        self.export = export
         self.model = ExportedModel(export, device, dtype)
         self.device = self.model.device
         self.max_positions = max_positions(export)
         _ = export.prompter  # with the tokenizer, so that nothing is left to read from the folder
         export.check_unchanged()
-        # soft vectors stay beside the embedding that they are spliced into
-        self._splicer = dataclasses.replace(
-            export, items=export.items.to(self.device), prompt=export.prompt.to(self.device)
-        )
         self.prefixes = PrefixCache(cache_bytes, export.layout.levels + export.layout.soft_tokens)
-        self.trie = Trie.build(torch.from_numpy(export.codes), export.layout.n_codes, self.device)
-        self.item_scores = None if export.item_scores is None else export.item_scores.to(self.device)
-        self.newcomers = None if export.newcomers is None else export.newcomers.to(self.device)
+        self.prepare(export)()
+
+    def prepare(self, export: Export) -> Callable[[], None]:
+        """See `Engine.prepare`."""
+        # soft vectors stay beside the embedding that they are spliced into
+        splicer = dataclasses.replace(export, items=export.items.to(self.device), prompt=export.prompt.to(self.device))
+        trie = Trie.build(torch.from_numpy(export.codes), export.layout.n_codes, self.device)
+        item_scores = None if export.item_scores is None else export.item_scores.to(self.device)
+        newcomers = None if export.newcomers is None else export.newcomers.to(self.device)
+
+        def swap() -> None:
+            self.export, self._splicer, self.trie = export, splicer, trie
+            self.item_scores, self.newcomers = item_scores, newcomers
+            if export.renewed:  # prompts are known by rows, whose soft tokens are others now
+                self.prefixes.clear()
+
+        return swap
 
     def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
         """Best items first, at most `k`, fewer only where fewer are allowed.

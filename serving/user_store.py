@@ -73,7 +73,7 @@ class UserStore:
         """
         self.url = _parsed(url)
         self.shown = self.url.render_as_string(hide_password=True)
-        self._insert = DIALECTS[self.url.get_backend_name()][1]
+        self.insert = DIALECTS[self.url.get_backend_name()][1]
         self._file = self._inode = None
         sqlite_file = self.url.get_backend_name() == "sqlite"
         if sqlite_file:
@@ -90,7 +90,7 @@ class UserStore:
             connect_args={"timeout": LOCK_TIMEOUT_S} if sqlite_file else {"connect_timeout": CONNECT_TIMEOUT_S},
         )
         sa.event.listen(self.database, "connect", _prepare_sqlite if sqlite_file else _prepare_postgresql)
-        with self._errors():
+        with self.errors():
             _TABLES.create_all(self.database)
         self._inode = self._found_inode()
 
@@ -116,7 +116,7 @@ class UserStore:
         newest = sa.func.coalesce(latest, now)
         # a clock that was set back must not put a new event before the old ones
         when = sa.func.coalesce(given, sa.case((newest > now, newest), else_=now))
-        statement = self._insert(_EVENTS).values(
+        statement = self.insert(_EVENTS).values(
             tenant=sa.bindparam("tenant"),
             user_id=sa.bindparam("user_id"),
             item_id=sa.bindparam("item_id"),
@@ -126,19 +126,17 @@ class UserStore:
         statement = statement.on_conflict_do_nothing(index_elements=["tenant", "user_id", "event_id"])
         statement = statement.returning(_EVENTS.c.id)  # a row if it is new
         stored = 0
-        with self._errors():
-            with self.database.begin() as connection:
-                for event in events:
-                    values = {
-                        "tenant": tenant,
-                        "user_id": event.user_id,
-                        "item_id": event.item_id,
-                        "event_id": event.event_id,
-                        "at": event.timestamp,
-                        "now": time.time(),
-                    }
-                    stored += len(connection.execute(statement, values).all())
-            self._check_file()
+        with self.writing() as connection:
+            for event in events:
+                values = {
+                    "tenant": tenant,
+                    "user_id": event.user_id,
+                    "item_id": event.item_id,
+                    "event_id": event.event_id,
+                    "at": event.timestamp,
+                    "now": time.time(),
+                }
+                stored += len(connection.execute(statement, values).all())
         return stored
 
     def newest(self, tenant: str, user_id: str, limit: int) -> list[str]:
@@ -153,10 +151,8 @@ class UserStore:
             .order_by(_EVENTS.c.time.desc(), _EVENTS.c.id.desc())
             .limit(limit)
         )
-        with self._errors():
-            self._check_file()
-            with self.database.connect() as connection:
-                return list(connection.scalars(query))[::-1]
+        with self.reading() as connection:
+            return list(connection.scalars(query))[::-1]
 
     def users(self, tenant: str, limit: int) -> list[str]:
         """The first user ids of a tenant in their order.
@@ -165,10 +161,8 @@ class UserStore:
             StoreError: locked or gone.
         """
         query = sa.select(_EVENTS.c.user_id).where(_EVENTS.c.tenant == tenant).distinct()
-        with self._errors():
-            self._check_file()
-            with self.database.connect() as connection:
-                return list(connection.scalars(query.order_by(_EVENTS.c.user_id).limit(limit)))
+        with self.reading() as connection:
+            return list(connection.scalars(query.order_by(_EVENTS.c.user_id).limit(limit)))
 
     def disabled(self) -> frozenset[str]:
         """The items that are disabled.
@@ -176,10 +170,8 @@ class UserStore:
         Raises:
             StoreError: locked or gone.
         """
-        with self._errors():
-            self._check_file()
-            with self.database.connect() as connection:
-                return frozenset(connection.scalars(sa.select(_DISABLED.c.item_id)))
+        with self.reading() as connection:
+            return frozenset(connection.scalars(sa.select(_DISABLED.c.item_id)))
 
     def switch(self, disable: Iterable[str], enable: Iterable[str]) -> frozenset[str]:
         """Disable and enable items, durably.
@@ -191,15 +183,36 @@ class UserStore:
             StoreError: locked, full or gone; nothing changed.
         """
         off, on = [{"item_id": item} for item in disable], [{"off": item} for item in enable]
-        with self._errors():
-            with self.database.begin() as connection:
-                if off:
-                    connection.execute(self._insert(_DISABLED).on_conflict_do_nothing(), off)
-                if on:
-                    connection.execute(sa.delete(_DISABLED).where(_DISABLED.c.item_id == sa.bindparam("off")), on)
-                found = frozenset(connection.scalars(sa.select(_DISABLED.c.item_id)))
+        with self.writing() as connection:
+            if off:
+                connection.execute(self.insert(_DISABLED).on_conflict_do_nothing(), off)
+            if on:
+                connection.execute(sa.delete(_DISABLED).where(_DISABLED.c.item_id == sa.bindparam("off")), on)
+            return frozenset(connection.scalars(sa.select(_DISABLED.c.item_id)))
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to read by.
+
+        Raises:
+            StoreError: locked or gone.
+        """
+        with self.errors():
             self._check_file()
-        return found
+            with self.database.connect() as connection:
+                yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction; what it wrote is on disk when this ends without an error, and gone when it ends with one.
+
+        Raises:
+            StoreError: locked, full or gone.
+        """
+        with self.errors():
+            with self.database.begin() as connection:
+                yield connection
+            self._check_file()
 
     def close(self) -> None:
         """Close all connections."""
@@ -222,8 +235,8 @@ class UserStore:
         raise StoreError("gone", f"store {self.shown}: the file was deleted or replaced; restart the gateway")
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """The database's errors as `StoreError`s."""
+    def errors(self) -> Iterator[None]:
+        """The database's errors as `StoreError`s, for what `reading` and `writing` do not do."""
         try:
             yield
         except (sa.exc.IntegrityError, sa.exc.DataError):

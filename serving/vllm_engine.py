@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,8 +74,10 @@ def _prepare_environment() -> None:
 
 @dataclass(frozen=True)
 class _Search:
-    """A list request, checked."""
+    """A list request, checked; answered by what was served then, whatever is swapped in meanwhile."""
 
+    export: Export
+    trie: Trie
     history: list[int]  # catalogue rows
     prompt: Prompt
     allowed: np.ndarray  # bool [N]
@@ -139,10 +141,9 @@ class VllmEngine:
 
         cpu = current_platform.is_cpu()
         layout = export.layout
-        self.export = export
+        self._served = export, Trie.build(torch.from_numpy(export.codes), layout.n_codes)
         self._speculative = speculative
         self._max_positions = max_positions(export, max_model_len)
-        self._trie = Trie.build(torch.from_numpy(export.codes), layout.n_codes)
         self._arguments: dict[str, Any] = {
             "model": str(export.model_dir),
             # JSON needs the tokenizer; there is one way to write it, as in `genrec.serving.json_grammar`
@@ -190,6 +191,20 @@ class VllmEngine:
             raise
         return engine
 
+    @property
+    def export(self) -> Export:
+        """What is served."""
+        return self._served[0]
+
+    def prepare(self, export: Export) -> Callable[[], None]:
+        """See `genrec.serving.engine.Engine.prepare`."""
+        served = export, Trie.build(torch.from_numpy(export.codes), export.layout.n_codes)
+
+        def swap() -> None:
+            self._served = served
+
+        return swap
+
     # -- lists -----------------------------------------------------------------------------------------------
 
     def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
@@ -207,7 +222,8 @@ class VllmEngine:
         return self._background.run(gather())
 
     def _checked(self, request: RecommendRequest) -> _Search:
-        catalogue = self.export.catalogue
+        export, trie = self._served
+        catalogue = export.catalogue
         history = item_rows(catalogue, request.history)
         allowed = item_bitmap(
             catalogue,
@@ -219,23 +235,25 @@ class VllmEngine:
             deny=request.deny,
         )
         return _Search(
+            export=export,
+            trie=trie,
             history=history,
-            prompt=recommend_prompt(self.export, history, self._max_positions),
+            prompt=recommend_prompt(export, history, self._max_positions),
             allowed=allowed,
-            width=beam_width(request, self._trie.n_items),
+            width=beam_width(request, trie.n_items),
             k=request.k,
         )
 
-    def _inputs(self, prompt: Prompt) -> Tensor:
+    def _inputs(self, export: Export, prompt: Prompt) -> Tensor:
         """What vLLM is sent of a prompt: token ids int64 [T] where the export is baked, else vectors [T, D]."""
-        ids = token_ids(self.export, prompt)
-        return self.export.splice(prompt, self._embedding) if ids is None else ids
+        ids = token_ids(export, prompt)
+        return export.splice(prompt, self._embedding) if ids is None else ids
 
     async def _search(self, search: _Search) -> list[RankedItem]:
         """Beam search as in `genrec.decode.beam_search`, by requests of one token."""
         if not search.allowed.any():
             return []
-        scores_of, newcomers = self.export.item_scores, self.export.newcomers
+        scores_of, newcomers = search.export.item_scores, search.export.newcomers
         allowed = torch.from_numpy(search.allowed)[None]  # [1, N]
         likely = None if scores_of is None else scores_of([search.history])
         items, scores = await self._beams(search, allowed if newcomers is None else newcomers.without(allowed), likely)
@@ -243,7 +261,7 @@ class VllmEngine:
             joined = newcomers.join(items[None], scores[None], likely, allowed, search.width)
             listed = joined[0][0] >= 0
             items, scores = joined[0][0, listed], joined[1][0, listed]
-        ids = self.export.catalogue.item_ids
+        ids = search.export.catalogue.item_ids
         best = zip(items[: search.k].tolist(), scores.tolist(), strict=False)
         return [RankedItem(ids[row], score, rank) for rank, (row, score) in enumerate(best, start=1)]
 
@@ -251,15 +269,15 @@ class VllmEngine:
         """Items int64 [W] and scores float32 [W] of a search among bool [1, N], best first."""
         if not allowed_items.any():
             return torch.empty(0, dtype=torch.int64), torch.empty(0)
-        trie, layout = self._trie, self.export.layout
+        trie, layout = search.trie, search.export.layout
         allowed = trie.filter(allowed_items)
         prior = None if likely is None else trie.prior(likely)
-        prompt = self._inputs(search.prompt)
+        prompt = self._inputs(search.export, search.prompt)
         state = torch.full((1, 1), trie.root)  # [1, W]
         suffix = prompt[None, :0]  # [W, level] or [W, level, D]
         scores = np.zeros(1)  # [W]
         for level in range(trie.n_levels):
-            logp = await self._level(prompt, suffix, state, level, allowed, prior, search.width)  # [W, C]
+            logp = await self._level(trie, prompt, suffix, state, level, allowed, prior, search.width)  # [W, C]
             total = (scores[:, None] + logp).ravel()
             width = min(search.width, int(np.isfinite(total).sum()))
             best = np.argpartition(-total, width - 1)[:width]
@@ -274,6 +292,7 @@ class VllmEngine:
 
     async def _level(
         self,
+        trie: Trie,
         prompt: Tensor,
         suffix: Tensor,
         state: Tensor,
@@ -289,7 +308,7 @@ class VllmEngine:
 
         layout = self.export.layout
         first = layout.sid_start + level * layout.n_codes
-        options = self._trie.options(state, level, allowed, prior)
+        options = trie.options(state, level, allowed, prior)
         known, legal = options.known[0].numpy(), options.legal[0].numpy()  # [W, C]
         weights = np.zeros(known.shape) if options.weights is None else options.weights[0].numpy()
         outputs = await asyncio.gather(
@@ -326,8 +345,9 @@ class VllmEngine:
             DataError: unknown item ids, or numbers out of range.
         """
         self._check_open()
-        prompts = [text_prompt(self.export, request, self._max_positions) for request in requests]
-        return self._write(self._text_engine(), requests, prompts)
+        export = self.export
+        prompts = [text_prompt(export, request, self._max_positions) for request in requests]
+        return self._write(self._text_engine(), requests, [self._inputs(export, prompt) for prompt in prompts])
 
     def speculation(self) -> Speculation | None:
         """How many tokens of texts were drafted and accepted so far; None where texts are not drafted."""
@@ -337,7 +357,7 @@ class VllmEngine:
         return Speculation() if texts is None else texts.counts()
 
     def _write(
-        self, engine: AsyncEngine, requests: Sequence[TextRequest | JsonRequest], prompts: Sequence[Prompt]
+        self, engine: AsyncEngine, requests: Sequence[TextRequest | JsonRequest], prompts: Sequence[Tensor]
     ) -> list[TextResult]:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
@@ -346,7 +366,7 @@ class VllmEngine:
         text_tokens = None if engine.has_processor else list(range(layout.sid_start))
         outputs = engine.complete_all(
             (
-                self._inputs(prompt),
+                prompt,
                 SamplingParams(
                     max_tokens=request.max_tokens,
                     temperature=request.temperature,

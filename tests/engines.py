@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from genrec.serving.engine import Engine, JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
+from genrec.serving.export import Export
 
 
 class ToldWriter:
@@ -23,6 +24,9 @@ class ToldWriter:
 
     def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
         return self.within.recommend(requests)
+
+    def prepare(self, export: Export) -> Callable[[], None]:
+        return self.within.prepare(export)
 
     def generate(self, requests: Sequence[TextRequest | JsonRequest]) -> list[TextResult]:
         return [TextResult(self.tell(r), "stop", []) for r in requests if isinstance(r, TextRequest)]
@@ -59,6 +63,9 @@ class FaultyEngine:
     def generate(self, requests: Sequence[TextRequest | JsonRequest]) -> list[TextResult]:
         self._trip(requests)
         return self.within.generate(requests)
+
+    def prepare(self, export: Export) -> Callable[[], None]:
+        return self.within.prepare(export)
 
     def close(self) -> None:
         self.within.close()

@@ -90,7 +90,35 @@ def make_export(folder: Path, *, arch: str = "qwen3", n_items: int = 60, seed: i
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     catalogue = make_catalogue(n_items, rng)
-    tokenizer = _tokenizer(catalogue.texts())
+    tokenizer, layout, model = make_base(arch, catalogue.texts())
+    flat = rng.choice(CODES**LEVELS, n_items, replace=False)
+    codes = np.stack(np.unravel_index(flat, (CODES,) * LEVELS), 1).astype(np.int32)
+
+    def build(work: Path) -> Mapping[str, Any]:
+        return write_export(
+            work,
+            model=model,
+            tokenizer=tokenizer,
+            layout=layout,
+            catalogue=catalogue,
+            codes=codes,
+            popularity=rng.integers(0, 50, n_items),
+            soft_items=torch.randn(n_items, SOFT_TOKENS, 64) * 0.1,
+            soft_prompt=torch.randn(SOFT_PROMPT, 64) * 0.1,
+            item_scores=_item_scores(n_items, rng),
+            newcomers=None,
+            adapter_state={"weight": torch.zeros(1)},
+            adapter_settings={"kind": "linear"},
+            tasks=[],
+            card="# A tiny random export\n",
+        )
+
+    return run_stage(folder, "export", {"arch": arch, "n_items": n_items, "seed": seed}, {}, build)
+
+
+def make_base(arch: str, texts: list[str]) -> tuple[PreTrainedTokenizerFast, Layout, Any]:
+    """A tokenizer of these texts with genrec's tokens, where they stand, and a model with random weights."""
+    tokenizer = _tokenizer(texts)
     layout = Layout(
         base_vocab=len(tokenizer),
         levels=LEVELS,
@@ -117,27 +145,4 @@ def make_export(folder: Path, *, arch: str = "qwen3", n_items: int = 60, seed: i
         eos_token_id=layout.eos,
         pad_token_id=layout.eos,
     )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    flat = rng.choice(CODES**LEVELS, n_items, replace=False)
-    codes = np.stack(np.unravel_index(flat, (CODES,) * LEVELS), 1).astype(np.int32)
-
-    def build(work: Path) -> Mapping[str, Any]:
-        return write_export(
-            work,
-            model=model,
-            tokenizer=tokenizer,
-            layout=layout,
-            catalogue=catalogue,
-            codes=codes,
-            popularity=rng.integers(0, 50, n_items),
-            soft_items=torch.randn(n_items, SOFT_TOKENS, 64) * 0.1,
-            soft_prompt=torch.randn(SOFT_PROMPT, 64) * 0.1,
-            item_scores=_item_scores(n_items, rng),
-            newcomers=None,
-            adapter_state={"weight": torch.zeros(1)},
-            adapter_settings={"kind": "linear"},
-            tasks=[],
-            card="# A tiny random export\n",
-        )
-
-    return run_stage(folder, "export", {"arch": arch, "n_items": n_items, "seed": seed}, {}, build)
+    return tokenizer, layout, AutoModelForCausalLM.from_config(config).eval()

@@ -7,6 +7,8 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -32,6 +34,7 @@ from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.user_store import UserStore
 from tests.export_fixture import make_export
 from tests.gateway_fixture import http, running
+from tests.growing_export import make_parts, write
 from tests.understanding import understand
 
 CASES = int(os.environ.get("GENREC_FUZZ_CASES", "300"))
@@ -96,20 +99,35 @@ def export(tmp_path_factory) -> Export:
 
 
 @pytest.fixture(scope="module")
+def growing(tmp_path_factory) -> Iterator[httpx.Client]:
+    """A gateway that takes items, apart: nobody else knows what it holds."""
+    folder = tmp_path_factory.mktemp("growing")
+    with authorised(Export.load(write(make_parts(folder), folder)), folder) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
 def client(export: Export, tmp_path_factory) -> Iterator[httpx.Client]:
-    folder, engine = tmp_path_factory.mktemp("fuzz"), TorchEngine(export, "cpu")
+    with authorised(export, tmp_path_factory.mktemp("fuzz")) as client:
+        yield client
+
+
+@contextmanager
+def authorised(export: Export, folder: Path) -> Iterator[httpx.Client]:
+    engine = TorchEngine(export, "cpu")
     store = UserStore(f"sqlite:///{folder}/users.sqlite3")
     token = add_key(folder / "keys.json", "shop", ["recommend", "read", "write", "admin", "metrics"], {})
     app = create_app(engine, export, store=store, keys=Keys(folder / "keys.json"), understand=understand)
     header = {"authorization": f"Bearer {token}"}
-    with running(app) as plain, http(str(plain.base_url), headers=header) as authorised:
-        yield authorised
+    with running(app) as plain, http(str(plain.base_url), headers=header) as client:
+        yield client
     store.close()
 
 
 @pytest.mark.parametrize("route", [*ROUTES, *READS])
-def test_the_document_is_kept(client: httpx.Client, route: str) -> None:
+def test_the_document_is_kept(request: pytest.FixtureRequest, route: str) -> None:
     """Valid and invalid bodies, methods and headers: never a 5xx, never an answer that the document does not name."""
+    client = request.getfixturevalue("growing" if route == "POST /v1/items" else "client")
     schema = schemathesis.openapi.from_url(str(client.base_url.join("/openapi.json")))
     method, path = route.split()
     headers = {"Authorization": client.headers["authorization"]}
@@ -175,6 +193,37 @@ def test_valid_wishes_reach_the_engine_and_every_answer_is_legal(client: httpx.C
 
     one()
     client.post("/v1/items", json={"enable": list(catalogue.item_ids)})
+
+
+TEXT = st.text(max_size=60)
+ITEM_FIELDS = {
+    "item_id": st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20),
+    "title": TEXT,
+    "description": TEXT,
+    "categories": st.lists(TEXT.filter(len), max_size=3),
+    "attributes": st.dictionaries(TEXT.filter(len), TEXT, max_size=3),
+    "price": st.none() | st.floats(0, 1e9),
+    "available": st.booleans(),
+}
+
+
+def test_whatever_an_item_says_it_is_taken_and_listed(growing: httpx.Client) -> None:
+    """Any text, price and name: the next list may hold it, exactly if it is available, and so may every route."""
+
+    @given(item=st.fixed_dictionaries(ITEM_FIELDS))
+    @settings(QUIET, max_examples=max(1, min(300, CASES // 6)))
+    def one(item) -> None:
+        answer = growing.post("/v1/items", json={"upsert": [item]})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["added"] + answer.json()["replaced"] == 1
+        wish = {"history": ["item-1"], "allow": [item["item_id"]], "timeout_ms": 30_000}
+        found = [one["item_id"] for one in growing.post("/v1/recommend", json=wish).json()["items"]]
+        assert found == ([item["item_id"]] if item["available"] else [])
+        (shown,) = growing.get("/v1/items", params={"item_id": item["item_id"]}).json()["items"]
+        assert shown["available"] == item["available"]
+        assert not set(shown["title"]) - set(item["title"])
+
+    one()
 
 
 SAID = st.text(max_size=80) | st.sampled_from(

@@ -1,6 +1,6 @@
 """From messages to a query through a real engine: its roles are made, whatever they are, into the right query."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -8,6 +8,7 @@ from genrec.errors import DataError
 from genrec.query import Fact, Query
 from genrec.query_turns import split_message
 from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
+from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
 from genrec.serving.understand import understand
 
@@ -33,6 +34,9 @@ class Reader:
         self.asked += asked
         self.calls += 1
         return [TextResult(f'"{self.answers.get(r.message, "keep")}"', "stop", []) for r in asked]
+
+    def prepare(self, export: Export) -> Callable[[], None]:
+        raise AssertionError("understanding changes no item")
 
     def close(self) -> None:
         pass

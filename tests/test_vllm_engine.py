@@ -192,7 +192,7 @@ def test_drafts_leave_greedy_text_as_it_is(engine, export, model):
 
     prompts = [export.prompter.describe([i + 20, i + 21], i) for i in range(20)]
     # the list engine has the logits processor and no drafts; no public call writes text there
-    plain = engine._write(engine._lists, requests, prompts)
+    plain = engine._write(engine._lists, requests, [engine._inputs(export, prompt) for prompt in prompts])
     assert drafted == plain
 
     embedding, banned = (

@@ -6,6 +6,7 @@ Gradients for Human Detection", 2005); the colour part separates hue, weighted b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,20 +115,40 @@ def encode_image_builtin(catalogue: Catalogue, settings: Encoder, cache_dir: Pat
     Raises:
         DataError: a picture cannot be read.
     """
-    present = np.array([path is not None for path in catalogue.images])
-    paths = [Path(path) for path in catalogue.images if path is not None]
+    blocks = _read(catalogue.images)
+    width = sum(block.shape[1] for block in blocks)
+    means, scales = [], []
+    for block in blocks:
+        spread = block.std(axis=0)
+        means.append(block.mean(axis=0))
+        scales.append(np.sqrt(width / (len(blocks) * block.shape[1])) / np.where(spread > 1e-6, spread, np.inf))
+    fitted = {"means": np.concatenate(means), "scales": np.concatenate(scales)}
+    return _standardised(catalogue.images, blocks, fitted)
+
+
+def encode_image_fitted(images: Sequence[str | None], fitted: dict[str, np.ndarray]) -> Features:
+    """The same features of later items' pictures, by what the fit on another catalogue left in `Features.fitted`.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    return _standardised(images, _read(images), fitted)
+
+
+def _read(images: Sequence[str | None]) -> list[np.ndarray]:
+    """Blocks of features of the pictures that there are; no block where there is none."""
+    paths = [Path(path) for path in images if path is not None]
     parts = []
     for start in tqdm(range(0, len(paths), _CHUNK), desc="picture features", leave=False):
         pictures = [load_picture(path, _MAX_PIXELS) for path in paths[start : start + _CHUNK]]
         resized = [np.asarray(p.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)) for p in pictures]
         parts.append(_describe(np.stack(resized)))
-    blocks = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    width = sum(block.shape[1] for block in blocks)
-    values = np.zeros((len(present), 1, width), dtype=np.float32)
-    scaled = []
-    for block in blocks:
-        spread = block.std(axis=0)
-        standard = (block - block.mean(axis=0)) / np.where(spread > 1e-6, spread, np.inf)
-        scaled.append(standard * np.sqrt(width / (len(blocks) * block.shape[1])))
-    values[present, 0] = np.concatenate(scaled, axis=1)
-    return Features(values, present)
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _standardised(images: Sequence[str | None], blocks: list[np.ndarray], fitted: dict[str, np.ndarray]) -> Features:
+    present = np.array([path is not None for path in images])
+    values = np.zeros((len(present), 1, len(fitted["means"])), dtype=np.float32)
+    if blocks:
+        values[present, 0] = (np.concatenate(blocks, axis=1) - fitted["means"]) * fitted["scales"]
+    return Features(values, present, fitted)

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.preprocessing import normalize
@@ -26,23 +27,45 @@ def encode_text_builtin(catalogue: Catalogue, settings: Encoder, cache_dir: Path
 
     Items without a word are absent. Nothing is cached: the fit needs all items and takes seconds.
     """
-    counts = HashingVectorizer(
-        n_features=_BUCKETS, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", alternate_sign=False, norm=None
-    ).transform(catalogue.texts())
+    counts = _count(catalogue.texts())
     present = np.diff(counts.indptr) > 0
     in_items = np.bincount(counts.indices, minlength=_BUCKETS)
     shared = in_items > 1  # what only one item says tells nothing about which items are alike
-    counts = counts[:, shared if shared.sum() > 1 else in_items > 0]
-    weights = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+    buckets = np.flatnonzero(shared if shared.sum() > 1 else in_items > 0)
+    tfidf = TfidfTransformer(sublinear_tf=True)
+    weights = tfidf.fit_transform(counts[:, buckets])
+    fitted = {"buckets": buckets, "idf": tfidf.idf_}
     dim = min(settings.dim, min(weights.shape) - 1)
     if dim < 1:  # one item, or one word: nothing to factorise
         values = weights.toarray()
     else:
-        values = TruncatedSVD(dim, random_state=0).fit_transform(weights)
+        svd = TruncatedSVD(dim, random_state=0)
+        values = svd.fit_transform(weights)
+        fitted["axes"] = np.ascontiguousarray(svd.components_)  # safetensors writes bytes as they lie
     if values.shape[1] < settings.dim:
         log.warning(
             "built-in text features are %d wide, not %d: %d items share %d words and pairs",
             *(values.shape[1], settings.dim, *weights.shape),
         )
     values = normalize(values).astype(np.float32)
-    return Features(values[:, None, :], present)
+    return Features(values[:, None, :], present, fitted)
+
+
+def encode_text_fitted(texts: list[str], fitted: dict[str, np.ndarray]) -> Features:
+    """The same features of later items, by what the fit on another catalogue left in `Features.fitted`.
+
+    A text whose words that catalogue did not share has a vector of zeros, as there.
+    """
+    counts = _count(texts)
+    weights = counts[:, fitted["buckets"]].astype(np.float64)
+    weights.data = (np.log(weights.data) + 1) * fitted["idf"][weights.indices]
+    weights = normalize(weights)
+    values = weights @ fitted["axes"].T if "axes" in fitted else weights.toarray()
+    return Features(normalize(values).astype(np.float32)[:, None], np.diff(counts.indptr) > 0)
+
+
+def _count(texts: list[str]) -> sparse.csr_matrix:
+    """Words and word pairs per text, [N, _BUCKETS]."""
+    return HashingVectorizer(
+        n_features=_BUCKETS, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", alternate_sign=False, norm=None
+    ).transform(texts)

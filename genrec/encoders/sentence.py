@@ -14,11 +14,11 @@ from genrec.encoders.transformers_text import text_keys
 from genrec.errors import ConfigError
 
 
-def _load(model_name: str, texts: list[str]) -> EncodeBatch:
+def _load(model_name: str, texts: list[str], offline: bool = False) -> EncodeBatch:
     from sentence_transformers import SentenceTransformer  # takes seconds to import
 
     try:
-        model = SentenceTransformer(model_name)
+        model = SentenceTransformer(model_name, local_files_only=offline)
     except (OSError, ValueError) as err:
         raise ConfigError(
             f"encode.text.model {model_name!r}: cannot be loaded ({err}); give the Hugging Face name or the "

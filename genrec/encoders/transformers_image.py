@@ -17,15 +17,15 @@ from genrec.pictures import load_picture
 _MAX_PIXELS = 40_000_000
 
 
-def _load(model_name: str, paths: list[str | None], patches: bool) -> EncodeBatch:
+def _load(model_name: str, paths: list[str | None], patches: bool, offline: bool = False) -> EncodeBatch:
     import torch  # both take seconds to import
     from transformers import AutoImageProcessor, AutoModel
 
     try:
         processor = AutoImageProcessor.from_pretrained(
-            model_name, backend="pil"
+            model_name, backend="pil", local_files_only=offline
         )  # the same pixels with or without torchvision
-        model = AutoModel.from_pretrained(model_name, dtype=torch.float32)
+        model = AutoModel.from_pretrained(model_name, dtype=torch.float32, local_files_only=offline)
     except (OSError, ValueError, ImportError) as err:
         raise ConfigError(
             f"encode.image.model {model_name!r}: cannot be loaded ({err}); give the Hugging Face name or the "

@@ -23,13 +23,13 @@ def text_keys(texts: list[str]) -> list[str | None]:
     return [hashlib.sha256(text.encode()).hexdigest() if text.strip() else None for text in texts]
 
 
-def _load(model_name: str, texts: list[str]) -> EncodeBatch:
+def _load(model_name: str, texts: list[str], offline: bool = False) -> EncodeBatch:
     import torch  # both take seconds to import
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModel.from_pretrained(model_name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(model_name, local_files_only=offline)
+        model = AutoModel.from_pretrained(model_name, dtype=torch.float32, local_files_only=offline)
     except (OSError, ValueError) as err:
         raise ConfigError(
             f"encode.text.model {model_name!r}: cannot be loaded ({err}); give the Hugging Face name or the "

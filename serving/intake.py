@@ -1,0 +1,96 @@
+"""What an export needs to take items that came after its run: encoders, quantiser and statistics, all frozen.
+
+intake/semantic_ids/         the quantiser, without any item's codes
+intake/MODALITY.safetensors  what a built-in encoder learned; absent for others
+intake/keys.safetensors      the `KeySpace`
+intake/settings.json         each encoder's settings and shape; relatives that a new item inherits from, lift
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from genrec.adapters.profile import KeySpace
+from genrec.artefacts import write_json
+from genrec.catalog import Catalogue
+from genrec.config import Encoder
+from genrec.encoders.features import Features
+from genrec.encoders.frozen import FrozenEncoder
+from genrec.errors import ArtefactError
+from genrec.semantic_ids import SemanticIds
+
+INTAKE = "intake"
+
+
+@dataclass(frozen=True)
+class Intake:
+    """How an item that came later gets its features, id and keys: as one that the run held out of training."""
+
+    encoders: dict[str, FrozenEncoder]  # modality ->
+    quantiser: SemanticIds  # its codes are those of no item
+    space: KeySpace
+    relatives: int  # known items that a new one inherits from; 0: it is like all others
+    lift: float  # nats, see `genrec.adapters.newcomers`
+
+    def features(self, items: Catalogue) -> dict[str, Features]:
+        """Modality -> features of items.
+
+        Raises:
+            ConfigError: an encoder cannot run here.
+            DataError: a picture cannot be read.
+        """
+        return {modality: encoder.encode(items) for modality, encoder in self.encoders.items()}
+
+    def codes(self, features: dict[str, Features], taken: np.ndarray) -> np.ndarray:
+        """Ids int32 [M, L] of new items beside those that are taken, int32 [N, L].
+
+        Raises:
+            ConfigError: fewer free ids than new items.
+        """
+        read = {modality: features[modality] for modality in self.quantiser.space.means}
+        return replace(self.quantiser, codes=taken).extend(read).codes[len(taken) :]
+
+    def save(self, folder: Path) -> None:
+        """Write all of it into a new folder."""
+        replace(self.quantiser, codes=self.quantiser.codes[:0]).save(folder / "semantic_ids")
+        for modality, encoder in self.encoders.items():
+            if encoder.fitted:
+                save_file(encoder.fitted, folder / f"{modality}.safetensors")
+        arrays = {name: np.ascontiguousarray(of) for name, of in self.space.arrays.items()}
+        save_file(arrays, folder / "keys.safetensors")
+        settings = {
+            "encoders": {
+                modality: {"settings": json.loads(of.settings.model_dump_json()), "shape": list(of.shape)}
+                for modality, of in self.encoders.items()
+            },
+            "relatives": self.relatives,
+            "lift": self.lift,
+        }
+        write_json(folder / "settings.json", settings)
+
+    @classmethod
+    def load(cls, folder: Path) -> Intake:
+        """Read what `save` wrote.
+
+        Raises:
+            ArtefactError: a file is missing or damaged.
+        """
+        quantiser = SemanticIds.load(folder / "semantic_ids")
+        try:
+            settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+            encoders = {}
+            for modality, of in settings["encoders"].items():
+                file = folder / f"{modality}.safetensors"
+                fitted = load_file(file) if file.is_file() else {}
+                shape = (int(of["shape"][0]), int(of["shape"][1]))
+                encoders[modality] = FrozenEncoder(modality, Encoder.model_validate(of["settings"]), fitted, shape)
+            space = KeySpace(load_file(folder / "keys.safetensors"))
+            return cls(encoders, quantiser, space, int(settings["relatives"]), float(settings["lift"]))
+        except (OSError, ValueError, KeyError, SafetensorError) as err:
+            raise ArtefactError(f"{folder}: missing or broken ({err}); export the run again") from err
