@@ -71,7 +71,21 @@ class PairedEngine:
     def __init__(self, lists: ExportEngine, texts: ExportEngine) -> None:
         self.lists, self.texts = lists, texts
         self.name = f"{lists.name}+{texts.name}"
-        self.export = lists.export
+
+    @property
+    def export(self) -> Export:
+        """What is served."""
+        return self.lists.export
+
+    def prepare(self, export: Export) -> Callable[[], None]:
+        """See `genrec.serving.engine.Engine`."""
+        swaps = self.lists.prepare(export), self.texts.prepare(export)
+
+        def swap() -> None:
+            for each in swaps:
+                each()
+
+        return swap
 
     def recommend(self, requests: Sequence[RecommendRequest]) -> list[list[RankedItem]]:
         """See `genrec.serving.engine.Engine`."""

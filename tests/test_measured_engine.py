@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -96,6 +97,11 @@ def test_a_pair_asks_each_engine_for_its_own_kind(export) -> None:
     wishes, words = [RecommendRequest(["item-1"])], [TextRequest("item-2", ["item-1"], 8)]
     assert pair.recommend(wishes) == lists.recommend(wishes)
     assert pair.generate(words) == lists.generate(words)
+    later = dataclasses.replace(export)
+    swap = pair.prepare(later)
+    assert (lists.export, texts.export) == (export, export)
+    swap()
+    assert pair.export is lists.export is texts.export is later
     pair.close()
     assert not hasattr(lists, "model")
     assert not hasattr(texts, "model")
