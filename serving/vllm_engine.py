@@ -311,6 +311,8 @@ class VllmEngine:
         options = trie.options(state, level, allowed, prior)
         known, legal = options.known[0].numpy(), options.legal[0].numpy()  # [W, C]
         weights = np.zeros(known.shape) if options.weights is None else options.weights[0].numpy()
+        logp = np.where(legal, 0.0, -np.inf)  # where one code leads on, its share is all
+        asked = np.flatnonzero((known.sum(1) > 1) & legal.any(1))
         outputs = await asyncio.gather(
             *(
                 self._lists.complete(
@@ -325,11 +327,11 @@ class VllmEngine:
                         extra_args=level_request(first, *scores),
                     ),
                 )
-                for codes, *scores in zip(suffix, known, legal, weights, strict=True)
+                for codes, *scores in zip(suffix[asked], known[asked], legal[asked], weights[asked], strict=True)
             )
         )
-        logp = np.full(legal.shape, -np.inf)
-        for beam, output in enumerate(outputs):
+        logp[asked] = -np.inf
+        for beam, output in zip(asked, outputs, strict=True):
             found: Any = output.outputs[0].logprobs  # the best tokens and their scores, -inf behind the last legal one
             values = np.array(found.logprobs)
             finite = np.isfinite(values)

@@ -162,6 +162,20 @@ def test_lists_and_texts_are_those_of_the_torch_engine(engine, export):
     assert engine.generate(texts) == reference.generate(texts)
 
 
+def test_vllm_is_asked_only_where_codes_compete(engine, export, monkeypatch):
+    """A prefix that leads on to one code is not worth a request: its share is 1."""
+    asked, complete = [], engine._lists.complete
+    monkeypatch.setattr(engine._lists, "complete", lambda *given: asked.append(given) or complete(*given))
+    n_items = len(export.catalogue.item_ids)
+    engine.recommend([RecommendRequest([], beams=n_items, exclude_seen=False)])
+    codes = export.codes[export.catalogue.available].tolist()  # beams as wide as the catalogue: every legal prefix
+    prefixes = {tuple(of[:level]) for of in codes for level in range(LEVELS)}
+    leads_on = {p: {of[len(p)] for of in export.codes.tolist() if tuple(of[: len(p)]) == p} for p in prefixes}
+    several = [p for p, found in leads_on.items() if len(found) > 1]
+    assert len(several) < len(prefixes)
+    assert len(asked) == len(several)
+
+
 def test_threads_do_not_mix_answers(engine, export):
     ids = export.catalogue.item_ids
     requests = [RecommendRequest([ids[i], ids[i + 1]], k=5) for i in range(8)]
