@@ -8,7 +8,7 @@ from benchmarks.results import Check
 from benchmarks.trained_export import trained_export
 from genrec.whole_path import quantise_and_compare
 
-USERS = 1000
+USERS = 300
 METHODS = {"export-int8": "int8 (torch)", "export-w8a8": "W8A8 (vLLM)"}
 SHARE, OVERLAP = 0.65, 0.95
 
