@@ -57,7 +57,7 @@ class Stock:
         self._adapter = load_adapter(export) if result["intake"] else None
         export.check_unchanged()
         self._export = export
-        self.catch_up()
+        self._read()
         self.state = ItemState.of(self._export, chats)
 
     def catch_up(self) -> bool:
@@ -66,9 +66,16 @@ class Stock:
         Raises:
             StoreError: locked or gone; the state stays.
         """
-        if self._stored is None or self._intake is None:
+        self._read()
+        if self._export is self.state.export:
             return False
-        before = self._export
+        self.state = ItemState.of(self._export, self._chats)
+        return True
+
+    def _read(self) -> None:
+        """Put into the export what others stored; store what had to be made here, so that it is the same everywhere."""
+        if self._stored is None or self._intake is None:
+            return
         while True:
             items, version = self._stored.newer(self._version)
             made_here = self._take(items)
@@ -76,13 +83,9 @@ class Stock:
             try:
                 if made_here:
                     self._version = self._stored.write(made_here, version)
-                break
+                return
             except ConflictError:
                 continue
-        if self._export is before:
-            return False
-        self.state = ItemState.of(self._export, self._chats)
-        return True
 
     def upsert(self, sent: Sequence[SentItem]) -> tuple[int, int]:
         """Add items, or replace them; they are in `state` and on disk when this returns.
@@ -125,7 +128,7 @@ class Stock:
 
     def _catalogue(self, sent: Sequence[SentItem]) -> Catalogue:
         """What was sent as items, with the pictures that they have then."""
-        now, images = self._export.catalogue, []
+        now, images, encoders = self._export.catalogue, [], self._intake.encoders if self._intake else {}
         for item in sent:
             image = None if item.item_id not in now.index else now.images[now.index[item.item_id]]
             if item.picture is not None:
@@ -133,10 +136,8 @@ class Stock:
                     image = str(self._uploads.keep(item.picture))
                 except DataError as err:
                     raise DataError(f"item {item.item_id[:100]!r}: picture: {err}") from None
-            elif image is not None and not os.path.isfile(image):
-                raise DataError(
-                    f"item {item.item_id[:100]!r}: its picture is not on this machine; send it as `picture`"
-                )
+            elif image is not None and "image" in encoders and not os.path.isfile(image):
+                raise DataError(f"item {item.item_id[:100]!r}: its picture is not here; send it as `picture`")
             images.append(image)
         return catalogue_of({item.item_id: item.fields for item in sent}, images, MAX_TEXT_CHARS)
 

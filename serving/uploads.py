@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import tempfile
 import weakref
+from functools import cached_property
 from pathlib import Path
 
 from genrec.errors import DataError
@@ -19,9 +20,12 @@ SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}
 class Uploads:
     """A private folder that ends with this object; equal pictures are one file, whose name is their hash."""
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="genrec-pictures-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, True)
+    @cached_property
+    def _folder(self) -> Path:
+        """Made when first needed: a gateway that is sent no picture writes nowhere."""
+        folder = Path(tempfile.mkdtemp(prefix="genrec-pictures-"))
+        weakref.finalize(self, shutil.rmtree, folder, True)
+        return folder
 
     def keep(self, picture: bytes) -> Path:
         """The file of a picture.

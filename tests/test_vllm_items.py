@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def alike(found: list[RankedItem], wanted: list[RankedItem]) -> bool:
 def test_lists_and_texts_are_those_of_an_export_that_always_held_them(engine, parts, export, tmp_path: Path) -> None:
     file = tmp_path / "new.png"
     file.write_bytes(picture(99))
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         "new-1": {"title": "green lamp number 5", "categories": ["lamp", "kitchen"], "price": 12.5},
         "item-6": {"title": "black sofa", "price": 3},
         "new-2": {"title": "blue chair"},
@@ -70,7 +71,7 @@ def test_lists_and_texts_are_those_of_an_export_that_always_held_them(engine, pa
     stop = threading.Event()
 
     def ask(number: int) -> list[int]:
-        seen = []
+        seen: list[int] = []
         while not stop.is_set() or not seen:
             (found,) = engine.recommend([requests[number]])
             (state,) = [at for at, of in enumerate(states) if alike(found, of[number])]
