@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from genrec.artefacts import run_stage
 from genrec.catalog import Catalogue
 from genrec.prompts import Layout, Prompter
-from genrec.serving.export import write_export
+from genrec.serving.export import FORMAT, write_export
 
 LEVELS, CODES, SOFT_TOKENS, WIDTH = 3, 256, 1, 256
 FIXED = 16  # prompt tokens beside the history's; every event takes LEVELS + SOFT_TOKENS more
@@ -108,4 +108,4 @@ def random_export(runs: Path, n_items: int, seed: int = 0) -> Path:
             card="# A random export of benchmarks/serving.py\n",
         )
 
-    return run_stage(runs, "export", {"n_items": n_items, "seed": seed}, {}, build)
+    return run_stage(runs, "export", {"n_items": n_items, "seed": seed, "format": FORMAT}, {}, build)

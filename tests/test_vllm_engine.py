@@ -165,7 +165,12 @@ def test_lists_and_texts_are_those_of_the_torch_engine(engine, export):
 def test_vllm_is_asked_only_where_codes_compete(engine, export, monkeypatch):
     """A prefix that leads on to one code is not worth a request: its share is 1."""
     asked, complete = [], engine._lists.complete
-    monkeypatch.setattr(engine._lists, "complete", lambda *given: asked.append(given) or complete(*given))
+
+    def counted(*given):
+        asked.append(given)
+        return complete(*given)
+
+    monkeypatch.setattr(engine._lists, "complete", counted)
     n_items = len(export.catalogue.item_ids)
     engine.recommend([RecommendRequest([], beams=n_items, exclude_seen=False)])
     codes = export.codes[export.catalogue.available].tolist()  # beams as wide as the catalogue: every legal prefix
