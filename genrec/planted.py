@@ -61,6 +61,8 @@ class Planted(Settings):
     missing: float = Field(0.0, ge=0, lt=1, description="items without a picture")
     one_each: bool = Field(False, description="an item has either a picture or a text, not both")
     shuffled: bool = Field(False, description="features belong to other items: content says nothing")
+    words: bool = Field(False, description="items have texts, a word for the range of each value of the text's latent")
+    wrong_words: bool = Field(False, description="those texts belong to other items")
 
     @model_validator(mode="after")
     def _possible(self) -> Planted:
@@ -72,6 +74,8 @@ class Planted(Settings):
             raise ValueError("kinds is how many interests there are at all: it cannot be below interests")
         if self.drift and not self.order:
             raise ValueError("drift needs order above 0: it is the order that drifts")
+        if self.wrong_words and not self.words:
+            raise ValueError("wrong_words needs words: true")
         return self
 
 
@@ -96,6 +100,7 @@ class Table:
         n_users: U.
         train_impressions, test_impressions: labelled, or None.
         oracle: float32 [U, N], true utilities; None for real data.
+        texts: one per item, or None.
     """
 
     features: dict[str, Features]
@@ -106,6 +111,7 @@ class Table:
     train_impressions: Impressions | None = None
     test_impressions: Impressions | None = None
     oracle: np.ndarray | None = None
+    texts: list[str] | None = None
 
     @property
     def n_items(self) -> int:
@@ -209,7 +215,16 @@ def plant(knobs: Planted, seed: int) -> Table:
         train_impressions=impressions[0],
         test_impressions=impressions[1],
         oracle=utility.astype(np.float32),
+        texts=_texts(text, knobs, rng) if knobs.words else None,
     )
+
+
+def _texts(latents: np.ndarray, knobs: Planted, rng: np.random.Generator) -> list[str]:
+    """One line per item of LATENT words; word d says in which quarter latents [N, LATENT] lie in dimension d."""
+    spoken = np.array([[start + end for end in ("ana", "elo", "iru", "uti")] for start in "bcdfghjk"])
+    quarter = np.digitize(latents, [-0.674, 0, 0.674])  # of a normal distribution
+    lines = [" ".join(spoken[np.arange(LATENT), of]) for of in quarter]
+    return [lines[i] for i in rng.permutation(len(lines))] if knobs.wrong_words else lines
 
 
 def _histories(utility: np.ndarray, latents: np.ndarray, knobs: Planted, rng: np.random.Generator) -> Split:

@@ -15,13 +15,20 @@ from genrec.errors import ConfigError
 from genrec.planted import Planted, Table, plant
 from genrec.proofs import interval, prove
 from genrec.system_recipe import FOLDER, SystemRecipe, load_system, system_names
+from genrec.training import reconstruct
 from genrec.training.pairs import Whose, batches
-from genrec.training.system_quality import measure_system
+from genrec.training.reconstruct import Reconstruct
+from genrec.training.system_quality import impression_scores, measure_system
 from genrec.training.systems import fresh, train
 from genrec.training.tuning import set_tuning
 from genrec.training.views import Views
 
 TINY = {"n_items": 60, "n_users": 40, "events": 6}
+
+
+@pytest.fixture(autouse=True)
+def quick_lm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "PRETRAIN", 3)
 
 
 def tiny(recipe: SystemRecipe, **knobs: Any) -> Table:
@@ -70,6 +77,41 @@ def test_frozen_parts_stay_bit_identical_and_the_rest_moves() -> None:
         assert len(after) > len(once)
         small = sum(p.numel() for p in twice.parameters() if p.requires_grad)
         assert small < sum(p.numel() for p in twice.parameters()) / 2
+
+
+def test_what_ease_leaves_ranks_without_the_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_system("ease")
+    table = tiny(recipe)
+    lm, _ = reconstruct.frozen_lm(tuple(sorted(table.texts or [])))
+    before = {name: of.clone() for name, of in lm.state_dict().items()}
+    system = train(recipe, table, 0, folder=tmp_path, steps=3)
+    assert all(torch.equal(before[name], of) for name, of in lm.state_dict().items())
+    assert not any("lm" in name or name.startswith("lift") for name in system.state_dict())
+    small = sum(of.numel() for of in system.state_dict().values())
+    assert small < sum(of.numel() for of in before.values())
+
+    def gone(*_: Any) -> None:
+        raise AssertionError("the language model was asked for")
+
+    monkeypatch.setattr(reconstruct, "frozen_lm", gone)
+    rank_only = fresh(recipe, dataclasses.replace(table, texts=None), 1)
+    rank_only.load_state_dict(torch.load(tmp_path / "stage-1.pt", weights_only=True))
+    assert torch.equal(
+        torch.from_numpy(impression_scores(rank_only, table)), torch.from_numpy(impression_scores(system, table))
+    )
+
+
+def test_reconstruction_moves_the_adapter_and_not_the_language_model() -> None:
+    recipe = load_system("ease")
+    table = tiny(recipe)
+    system = fresh(recipe, table, 0)
+    (batch,) = batches(table, "items", steps=1, size=8, negatives=0, whose=Whose(), seed=0)
+    loss = Reconstruct(system, table)
+    loss(Views(system, batch)).backward()
+    assert all(p.grad is None for p in loss.lm.parameters())
+    (queries,) = (p for name, p in system.fusion.named_parameters() if name == "queries")
+    assert queries.grad is not None
+    assert queries.grad.abs().sum() > 0
 
 
 def test_a_batch_reads_every_item_once() -> None:
@@ -184,6 +226,8 @@ def test_a_new_combination_needs_no_python(tmp_path: Path) -> None:
         ({"stages.0.tune": {"ids": "frozen"}}, "has no ids to tune"),
         ({"stages.0.tune": {"user": "lora"}}, "needs a part of blocks"),
         ({"stages.0.tune": dict.fromkeys(["readers", "fusion", "user", "head"], "frozen")}, "nothing can learn"),
+        ({"stages.0.objectives": {"reconstruct(content)": 1}}, "items have no texts to write; give them titles"),
+        ({"item.fusion": "soft_queries", "item.width": 30}, "item.width: 30 cannot hold 4 soft tokens"),
         ({"item.mix": "sum"}, "needs item.ids: true"),
         ({"stages.0.swap": 0.5}, "needs item.mix: swap"),
         ({"stages.0.objectives": {"softmax of all": 1}}, "expected NAME"),

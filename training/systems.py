@@ -142,7 +142,7 @@ def train_stage(
     torch.manual_seed(seed)
     terms = nn.ModuleList([make_objective(term, system, table) for term in stage.objectives])
     weights = list(stage.objectives.values())
-    learns = [*learns, *terms.parameters()]
+    learns = [*learns, *(p for p in terms.parameters() if p.requires_grad)]
     if not learns:
         raise ConfigError(f"{where}.tune: every part is frozen, so nothing can learn; free one, or drop the stage")
     accelerator = Accelerator()
