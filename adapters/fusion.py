@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from genrec.adapters.coattention import CoAttention
+from genrec.adapters.difference import DifferenceSet
 from genrec.adapters.experts import DomainMaps, ModalityExperts
 from genrec.adapters.plain_fusion import ConcatMlp, SumFusion, SummaryToken
 from genrec.adapters.shared_specific import SharedSpecific
@@ -23,4 +24,5 @@ FUSIONS: dict[str, type[nn.Module]] = {
     "experts": ModalityExperts,
     "shared_specific": SharedSpecific,
     "soft_queries": SoftQueries,
+    "difference": DifferenceSet,
 }

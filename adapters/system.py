@@ -89,10 +89,11 @@ class System(nn.Module):
         ids = None if self.ids is None else self.ids(rows)
         if self.ids is not None and ids is not None and self.neighbours:
             ids = ids + torch.sparse.mm(self.likest, self.ids.weight)[rows]
-        fused = self.fusion(tokens, present, Given(category, self.domains[rows]))
-        content, cold = fused.content, self.cold[rows]
         if ids is None:
-            ids = torch.zeros_like(content)
+            ids = torch.zeros(len(rows), self.sizes.width, device=rows.device)
+        fused = self.fusion(tokens, present, Given(category, self.domains[rows], ids))
+        content, cold = fused.content, self.cold[rows]
+        modal = mean_vectors(tokens, present) if fused.modal is None else fused.modal
         if self.mix == "content":
             final = content
         elif self.mix == "ids":
@@ -102,7 +103,7 @@ class System(nn.Module):
         else:
             gone = cold | (torch.rand(len(rows), device=rows.device) < swap)
             final = torch.where(gone[:, None], content, ids)
-        return ItemViews(final, content, ids, mean_vectors(tokens, present), category, rows, fused.parts)
+        return ItemViews(final, content, ids, modal, category, rows, fused.parts)
 
     def spread(self, views: ItemViews) -> tuple[Tensor, ItemViews]:
         """Users [U, W'] and items [N, W'] after the graph, from views of the whole catalogue in order."""

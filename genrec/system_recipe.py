@@ -15,6 +15,7 @@ from genrec.planted import Planted
 
 FOLDER = Path(__file__).resolve().parent / "training" / "recipes" / "systems"
 SMALL = ("bottleneck", "lora", "prompt")  # put into a part, and stay there
+ALIASES = {"dcim": "dicm", "marn": "amrl"}  # other names that they go by
 TERM = re.compile(r"(\w+)(?:\((\w+(?:, ?\w+)*)\))?")
 
 
@@ -84,6 +85,8 @@ class SystemRecipe(Settings):
     def _consistent(self) -> SystemRecipe:
         if self.item.mix in ("ids", "sum", "swap") and not self.item.ids:
             raise ValueError(f"item.mix {self.item.mix} needs item.ids: true")
+        if self.item.fusion == "difference" and not self.item.ids:
+            raise ValueError("item.fusion difference takes off what ids say: it needs item.ids: true")
         put_in: dict[str, int] = {}
         for at, stage in enumerate(self.stages):
             for part, kind in stage.tune.items():
@@ -124,12 +127,12 @@ def system_names() -> list[str]:
 
 
 def load_system(name: str) -> SystemRecipe:
-    """A system by its name, or from a YAML file.
+    """A system by its name or alias, or from a YAML file.
 
     Raises:
         ConfigError: no such system or file, or a setting that none takes.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{ALIASES.get(name, name)}.yaml"
     if not path.is_file():
         raise ConfigError(f"system {name!r}: there are {', '.join(system_names())}, or give a YAML file")
     return validated(SystemRecipe, read_yaml(path), str(path))

@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from genrec.adapters.fused import Given, Sizes
+from genrec.adapters.fusion import FUSIONS
 from genrec.errors import ConfigError
 from genrec.planted import Planted, Table, plant
 from genrec.proofs import interval, prove
@@ -125,6 +127,44 @@ def test_a_batch_reads_every_item_once() -> None:
     assert system.reads < len(named)
 
 
+def test_what_the_id_tells_is_taken_off_a_modality() -> None:
+    torch.manual_seed(0)
+    width, n = 8, 2000
+    fusion = FUSIONS["difference"](Sizes(width, ("image",), 1, 1))
+    ids, own = torch.randn(n, width), torch.randn(n, width)
+    told = ids @ torch.randn(width, width) / width**0.5
+    nothing = torch.zeros(n, dtype=torch.long)
+    read = (told + own)[:, None]
+
+    def fused() -> Any:
+        return fusion({"image": read}, {"image": torch.ones(n, dtype=torch.bool)}, Given(nothing, nothing, ids))
+
+    optimiser = torch.optim.Adam(fusion.parameters(), 0.02)
+    for _ in range(200):
+        parts = fused().parts
+        optimiser.zero_grad()
+        (parts["guess_image"] - parts["read_image"]).square().mean().backward()
+        optimiser.step()
+    left = fused().modal["image"].detach()
+    before, after, kept = (
+        np.mean([abs(np.corrcoef(a[:, d], b[:, d])[0, 1]) for d in range(width)])
+        for a, b in ((read[:, 0], told), (left, told), (left, own))
+    )
+    assert before > 0.5
+    assert after < 0.1
+    assert kept > 0.9
+
+
+def test_gmmf_trains_on_differences_too() -> None:
+    terms = {"softmax": 1, "mse(guess_image, read_image)": 0.1}
+    recipe = load_system("gmmf").changed({"item.fusion": "difference", "item.ids": True, "stages.0.objectives": terms})
+    table = tiny(recipe)
+    system = train(recipe, table, 0, steps=2)
+    rows = torch.arange(table.n_items)
+    left, plain = system.items(rows).modal["image"], system.items(rows).parts["read_image"]
+    assert not torch.allclose(left, plain)
+
+
 def test_bm3_draws_no_negative() -> None:
     recipe = load_system("bm3")
     assert all(stage.negatives == 0 for stage in recipe.stages)
@@ -229,6 +269,7 @@ def test_a_new_combination_needs_no_python(tmp_path: Path) -> None:
         ({"stages.0.objectives": {"reconstruct(content)": 1}}, "items have no texts to write; give them titles"),
         ({"item.fusion": "soft_queries", "item.width": 30}, "item.width: 30 cannot hold 4 soft tokens"),
         ({"item.mix": "sum"}, "needs item.ids: true"),
+        ({"item.fusion": "difference"}, "takes off what ids say: it needs item.ids: true"),
         ({"stages.0.swap": 0.5}, "needs item.mix: swap"),
         ({"stages.0.objectives": {"softmax of all": 1}}, "expected NAME"),
         ({"item.modalities": ["image"], "item.reader": {}}, "items have no image, the first is row"),
@@ -257,6 +298,11 @@ def test_users_that_nothing_reaches_are_refused(name: str, part: str) -> None:
     split = dataclasses.replace(table.split, train=table.split.train[1:], train_users=table.split.train_users[1:])
     with pytest.raises(ConfigError, match=f"{part}: 1 users have no training event, the first is row 0"):
         train(recipe, dataclasses.replace(table, split=split), 0, steps=1)
+
+
+def test_other_names_lead_to_the_same_recipe() -> None:
+    assert load_system("dcim") == load_system("dicm")
+    assert load_system("marn") == load_system("amrl")
 
 
 def test_an_unknown_system_and_an_unknown_key_name_what_there_is(tmp_path: Path) -> None:
