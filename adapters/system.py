@@ -38,6 +38,7 @@ class System(nn.Module):
         item, width = recipe.item, recipe.item.width
         self.modalities = tuple(m for m in table.features if item.modalities is None or m in item.modalities)
         self.mix, self.n_items, self.reads = item.mix, table.n_items, 0
+        self.cache: ItemViews | None = None
         sizes = Sizes(width, self.modalities, int(table.categories.max()) + 1, int(table.domains.max()) + 1)
         self.sizes = sizes
         for m in self.modalities:
@@ -79,6 +80,8 @@ class System(nn.Module):
             swap: share of the items that show their content in place of their id (mix: swap).
             hide: modality -> bool [n], where it is kept from the fusion.
         """
+        if self.cache is not None and hide is None:
+            return self.cache.at(rows)
         self.reads += len(rows)
         category, present, tokens = self.categories[rows], {}, {}
         for m in self.modalities:
@@ -104,6 +107,11 @@ class System(nn.Module):
             gone = cold | (torch.rand(len(rows), device=rows.device) < swap)
             final = torch.where(gone[:, None], content, ids)
         return ItemViews(final, content, ids, modal, category, rows, fused.parts)
+
+    @torch.no_grad()
+    def keep_items(self) -> None:
+        """Read every item once; `items` answers from that until `cache` is None again."""
+        self.cache = self.items(torch.arange(self.n_items, device=self.categories.device))
 
     def spread(self, views: ItemViews) -> tuple[Tensor, ItemViews]:
         """Users [U, W'] and items [N, W'] after the graph, from views of the whole catalogue in order."""

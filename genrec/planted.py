@@ -8,6 +8,7 @@ effect that a published system claims to use; at its default the effect is not t
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +117,23 @@ class Table:
     @property
     def n_items(self) -> int:
         return len(self.categories)
+
+    def sha256(self) -> str:
+        """Of all that is learned from: features, categories, domains, histories, impressions, texts."""
+        digest = hashlib.sha256("\n".join(self.texts or []).encode())
+        shown = self.train_impressions
+        for array in (
+            *(of.values for of in self.features.values()),
+            *(of.present for of in self.features.values()),
+            self.categories,
+            self.domains,
+            self.split.train_users,
+            *self.split.train,
+            *(() if shown is None else (shown.users, shown.items, shown.labels)),
+        ):
+            digest.update(f"{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
 def _seen(latents: np.ndarray, domains: np.ndarray, knobs: Planted, rng: np.random.Generator) -> np.ndarray:

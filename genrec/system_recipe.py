@@ -47,6 +47,7 @@ class Stage(Settings):
     negatives: int = Field(0, ge=0, description="random items per pair")
     swap: float = Field(0.0, ge=0, le=1, description="share of items whose id gives way to their content")
     drop_modality: float = Field(0.0, ge=0, lt=1, description="chance that a modality of an item is hidden")
+    cache: bool = Field(False, description="read every item once, before the stage: where nothing of an item learns")
     users: Literal["all", "first", "second"] = Field("all", description="half of the users to learn from")
     share: float = Field(1.0, gt=0, le=1, description="of the users' histories, to learn from")
 
@@ -97,9 +98,26 @@ class SystemRecipe(Settings):
                     )
                 if kind in SMALL:
                     put_in[part] = at
+            if stage.cache:
+                self._fresh_all_along(at, stage)
             if stage.swap and self.item.mix != "swap":
                 raise ValueError(f"stages.{at}.swap needs item.mix: swap, found {self.item.mix}")
         return self
+
+    def _fresh_all_along(self, at: int, stage: Stage) -> None:
+        parts = ["readers", "fusion", *(["ids"] if self.item.ids else []), *(["graph"] if self.item.graph else [])]
+        learning = [part for part in parts if stage.tune.get(part) != "frozen"]
+        if learning:
+            raise ValueError(
+                f"stages.{at}.cache: the cached item table would be stale after one step, for {', '.join(learning)} "
+                f"learn; set stages.{at}.tune to frozen for them, or stages.{at}.cache to false"
+            )
+        changing = [name for name in ("swap", "drop_modality") if getattr(stage, name)]
+        if changing:
+            raise ValueError(
+                f"stages.{at}.cache: {' and '.join(changing)} shows an item another way in every batch, so a cached "
+                f"item table would be stale; set it to 0, or stages.{at}.cache to false"
+            )
 
     def changed(self, changes: dict[str, Any]) -> SystemRecipe:
         """The recipe with dotted settings changed, such as ``{"stages.0.swap": 0}``; a null drops a stage."""

@@ -21,7 +21,7 @@ from genrec.training import reconstruct
 from genrec.training.pairs import Whose, batches
 from genrec.training.reconstruct import Reconstruct
 from genrec.training.system_quality import impression_scores, measure_system
-from genrec.training.systems import fresh, train
+from genrec.training.systems import fresh, train, train_stage
 from genrec.training.tuning import set_tuning
 from genrec.training.views import Views
 
@@ -97,7 +97,7 @@ def test_what_ease_leaves_ranks_without_the_language_model(tmp_path: Path, monke
 
     monkeypatch.setattr(reconstruct, "frozen_lm", gone)
     rank_only = fresh(recipe, dataclasses.replace(table, texts=None), 1)
-    rank_only.load_state_dict(torch.load(tmp_path / "stage-1.pt", weights_only=True))
+    rank_only.load_state_dict(torch.load(tmp_path / "stage-1.pt", weights_only=True)["state"])
     assert torch.equal(
         torch.from_numpy(impression_scores(rank_only, table)), torch.from_numpy(impression_scores(system, table))
     )
@@ -280,6 +280,62 @@ def test_a_recipe_that_the_data_cannot_feed_is_refused(change: dict[str, Any], m
     table = plant(Planted(**TINY, categories=1, missing=0.1), 0)
     with pytest.raises(ConfigError, match=message):
         train(recipe.changed(change), table, 0, steps=1)
+
+
+def test_weights_of_another_recipe_or_catalogue_are_refused_before_training(tmp_path: Path) -> None:
+    recipe = load_system("cb2cf")
+    table = tiny(recipe)
+    train(recipe, table, 0, folder=tmp_path, steps=1)
+    train(recipe, table, 0, folder=tmp_path, steps=1)
+    other = copy.deepcopy(table)
+    other.features["text"].values[0] += 1
+    for which, data, seed in (
+        (recipe.changed({"item.fusion": "sum"}), table, 0),
+        (recipe, other, 0),
+        (recipe, table, 1),
+    ):
+        with pytest.raises(ConfigError, match=r"cb2cf: stages\.0: .*stage-0\.pt is stale.*delete"):
+            train(which, data, seed, folder=tmp_path, steps=1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_any_number_of_steps_has_a_schedule(steps: int) -> None:
+    recipe = load_system("cb2cf")
+    train(recipe, tiny(recipe), 0, steps=steps)
+
+
+def test_a_cached_item_table_answers_as_reading_does_and_reads_once() -> None:
+    recipe = load_system("ease")
+    table = tiny(recipe)
+    states = []
+    for cache in (True, False):
+        system = fresh(recipe, table, 0)
+        stage = recipe.stages[1].model_copy(update={"cache": cache})
+        learns = set_tuning(system, stage.tune, "here")
+        train_stage(system, stage, table, learns, seed=0, steps=3, where="here")
+        assert system.cache is None
+        assert (system.reads == table.n_items) == cache
+        states.append(system.state_dict())
+    for name, of in states[0].items():
+        assert torch.allclose(of, states[1][name], atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("joint", {"stages.0.cache": True}, r"stages\.0\.cache: the cached item table would be stale.*readers, fusion"),
+        ("ease", {"stages.1.tune": {"readers": "frozen"}}, "for fusion learn; set stages.1.tune to frozen for them"),
+        ("ease", {"stages.1.drop_modality": 0.5}, "drop_modality shows an item another way in every batch"),
+        (
+            "clcrec",
+            {"stages.0.cache": True, "stages.0.tune": {"readers": "frozen", "fusion": "frozen"}},
+            "for ids learn",
+        ),
+    ],
+)
+def test_a_cache_that_would_go_stale_is_refused(name: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_system(name).changed(change)
 
 
 def test_a_late_stage_s_mistake_shows_before_the_first_is_trained(tmp_path: Path) -> None:
