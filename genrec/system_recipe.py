@@ -40,6 +40,9 @@ class Stage(Settings):
     pairs: str = Field(description="what a batch is made of")
     objectives: dict[str, float] = Field(description="loss on named views -> its weight")
     tune: dict[str, str] = Field({}, description="part -> frozen, full, last, bottleneck, lora, prompt; default full")
+    tune_from: int = Field(
+        0, ge=0, description="first block of the user model for a bottleneck or LoRA; below, states are computed once"
+    )
     steps: int = Field(300, ge=1, description="batches")
     batch_size: int = Field(256, ge=2, description="pairs in a batch")
     learning_rate: float = Field(0.005, gt=0, description="of AdamW, warmed up, then to zero along a line")
@@ -99,24 +102,29 @@ class SystemRecipe(Settings):
                 if kind in SMALL:
                     put_in[part] = at
             if stage.cache:
-                self._fresh_all_along(at, stage)
+                self._fresh_all_along(at, stage, "cache")
+            if stage.tune_from:
+                if stage.tune.get("user") not in ("bottleneck", "lora"):
+                    raise ValueError(f"stages.{at}.tune_from needs stages.{at}.tune.user: bottleneck or lora")
+                self._fresh_all_along(at, stage, "tune_from")
             if stage.swap and self.item.mix != "swap":
                 raise ValueError(f"stages.{at}.swap needs item.mix: swap, found {self.item.mix}")
         return self
 
-    def _fresh_all_along(self, at: int, stage: Stage) -> None:
+    def _fresh_all_along(self, at: int, stage: Stage, setting: Literal["cache", "tune_from"]) -> None:
+        held = {"cache": "item table", "tune_from": "states of histories"}[setting]
         parts = ["readers", "fusion", *(["ids"] if self.item.ids else []), *(["graph"] if self.item.graph else [])]
         learning = [part for part in parts if stage.tune.get(part) != "frozen"]
         if learning:
             raise ValueError(
-                f"stages.{at}.cache: the cached item table would be stale after one step, for {', '.join(learning)} "
-                f"learn; set stages.{at}.tune to frozen for them, or stages.{at}.cache to false"
+                f"stages.{at}.{setting}: the cached {held} would be stale after one step, for {', '.join(learning)} "
+                f"learn; set stages.{at}.tune to frozen for them, or leave stages.{at}.{setting} out"
             )
         changing = [name for name in ("swap", "drop_modality") if getattr(stage, name)]
         if changing:
             raise ValueError(
-                f"stages.{at}.cache: {' and '.join(changing)} shows an item another way in every batch, so a cached "
-                f"item table would be stale; set it to 0, or stages.{at}.cache to false"
+                f"stages.{at}.{setting}: {' and '.join(changing)} shows an item another way in every batch, so the "
+                f"cached {held} would be stale; set it to 0, or leave stages.{at}.{setting} out"
             )
 
     def changed(self, changes: dict[str, Any]) -> SystemRecipe:

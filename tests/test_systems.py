@@ -13,6 +13,8 @@ import yaml
 
 from genrec.adapters.fused import Given, Sizes
 from genrec.adapters.fusion import FUSIONS
+from genrec.adapters.self_attention import left_pad
+from genrec.adapters.user_models import TransformerUser
 from genrec.errors import ConfigError
 from genrec.planted import Planted, Table, plant
 from genrec.proofs import interval, prove
@@ -320,9 +322,42 @@ def test_a_cached_item_table_answers_as_reading_does_and_reads_once() -> None:
         assert torch.allclose(of, states[1][name], atol=1e-5), name
 
 
+@pytest.mark.parametrize("kind", ["bottleneck", "lora"])
+def test_cached_lower_layers_equal_uncached_ones_and_stay_as_they_are(kind: str) -> None:
+    recipe = load_system("llm_lora").changed({"stages.1.tune.user": kind, "stages.1.tune_from": 1})
+    table = tiny(recipe, n_users=20)
+    system = train(recipe, table, 0, steps=3)
+    learns = {name for name, p in system.user.named_parameters() if p.requires_grad}
+    assert learns
+    assert all("layers.1." in name for name in learns)
+    first = train(recipe.changed({"stages.1": None}), table, 0, steps=3).state_dict()
+    after = system.state_dict()
+    assert all(torch.equal(of, after[name]) for name, of in first.items() if "layers.0." in name)
+    assert isinstance(system.user, TransformerUser)
+    users, histories = torch.arange(20), left_pad(table.split.train)
+    plain = system.all_scores(users, histories)
+    system.user.keep_below(1)
+    computed = system.all_scores(users, histories)
+    ran = []
+    system.user.layers[0].register_forward_hook(lambda *_: ran.append(1))
+    looked_up = system.all_scores(users, histories[:, -4:])  # shorter histories are others
+    again = system.all_scores(users, histories)
+    assert len(ran) == 1
+    assert (plain - computed).abs().max() < 1e-5
+    assert (plain - again).abs().max() < 1e-5
+    assert (plain - looked_up).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
+        ("llm_lora", {"stages.1.tune_from": 2}, "user has 2 blocks, so none would learn"),
+        (
+            "llm_lora",
+            {"stages.1.tune_from": 1, "stages.1.tune": {"user": "lora"}},
+            "states of histories would be stale",
+        ),
+        ("prompt_tuning", {"stages.1.tune_from": 1}, "needs stages.1.tune.user: bottleneck or lora"),
         ("joint", {"stages.0.cache": True}, r"stages\.0\.cache: the cached item table would be stale.*readers, fusion"),
         ("ease", {"stages.1.tune": {"readers": "frozen"}}, "for fusion learn; set stages.1.tune to frozen for them"),
         ("ease", {"stages.1.drop_modality": 0.5}, "drop_modality shows an item another way in every batch"),
@@ -334,8 +369,9 @@ def test_a_cached_item_table_answers_as_reading_does_and_reads_once() -> None:
     ],
 )
 def test_a_cache_that_would_go_stale_is_refused(name: str, change: dict[str, Any], message: str) -> None:
+    table = tiny(load_system(name))
     with pytest.raises(ConfigError, match=message):
-        load_system(name).changed(change)
+        train(load_system(name).changed(change), table, 0, steps=1)
 
 
 def test_a_late_stage_s_mistake_shows_before_the_first_is_trained(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from genrec.adapters.system import System
+from genrec.adapters.user_models import TransformerUser
 from genrec.artefacts import key_of
 from genrec.errors import ConfigError
 from genrec.planted import Table
@@ -112,7 +113,7 @@ def train(
     for at, stage in enumerate(recipe.stages):
         where = f"{recipe.name}: stages.{at}"
         torch.manual_seed(seed + at)  # what a stage puts in does not depend on whether the last one was skipped
-        learns = set_tuning(system, stage.tune, f"{where}.tune")
+        learns = set_tuning(system, stage.tune, f"{where}.tune", stage.tune_from)
         if at < len(kept_states):
             system.load_state_dict(kept_states[at])
             log.info("%s: done before, skipped", where)
@@ -160,9 +161,8 @@ def rehearse(recipe: SystemRecipe, table: Table, seed: int) -> None:
     system = fresh(recipe, table, seed)
     for at, stage in enumerate(recipe.stages):
         where = f"{recipe.name}: stages.{at}"
-        train_stage(
-            system, stage, table, set_tuning(system, stage.tune, f"{where}.tune"), seed=seed, steps=1, where=where
-        )
+        learns = set_tuning(system, stage.tune, f"{where}.tune", stage.tune_from)
+        train_stage(system, stage, table, learns, seed=seed, steps=1, where=where)
 
 
 def train_stage(
@@ -198,6 +198,9 @@ def train_stage(
     system.train()
     if stage.cache:
         system.keep_items()
+    if stage.tune_from:
+        assert isinstance(system.user, TransformerUser)  # nothing else takes what tune_from needs
+        system.user.keep_below(stage.tune_from)
     losses: list[float] = []
     for batch in tqdm(drawn, desc=where, unit="step", disable=None, leave=False):
         views = Views(system, _on(batch, accelerator.device), swap=stage.swap, drop_modality=stage.drop_modality)
@@ -209,6 +212,8 @@ def train_stage(
         schedule.step()
         losses.append(float(loss.detach()))
     system.cache = None
+    if isinstance(system.user, TransformerUser):
+        system.user.kept = None
     each = max(1, len(losses) // LOOKS)
     return [sum(losses[i : i + each]) / len(losses[i : i + each]) for i in range(0, len(losses), each)]
 
