@@ -26,7 +26,7 @@ export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 export TOKENIZERS_PARALLELISM ?= false
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: help env demo test lint format type cov gpu bench-demo bench-real bench-accuracy bench-writing bench-serving bench-systems bench-gpu bench lock clean
+.PHONY: help env demo test lint format type cov gpu bench-demo bench-real bench-accuracy bench-writing bench-serving bench-systems bench-systems-real bench-gpu bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -103,10 +103,13 @@ bench-serving: $(STAMP)  ## beams, caches, trie, quantised copies, fuzzing, over
 bench-systems: $(STAMP)  ## every published system's proof and control; writes docs/systems.md
 	$(PY) -m benchmarks.systems
 
+bench-systems-real: $(STAMP)  ## systems on the real sets that lie beside the checkout; writes docs/systems-real.md
+	$(PY) -m benchmarks.systems_real
+
 bench-gpu: $(STAMP)  ## the beams and the training step on a GPU, where there is one
 	$(PY) -m benchmarks.gpu
 
-bench: bench-demo bench-real bench-accuracy bench-writing bench-serving bench-systems bench-gpu  ## every benchmark
+bench: bench-demo bench-real bench-accuracy bench-writing bench-serving bench-systems bench-systems-real bench-gpu  ## every benchmark
 
 lock:  ## resolve anew and rewrite constraints/cpu.txt (on a machine without a GPU)
 	$(PYTHON) -m venv --clear .venv-lock

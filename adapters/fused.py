@@ -15,10 +15,12 @@ class Given:
     Attributes:
         category: int64 [B].
         domain: int64 [B].
+        ids: float [B, W], the learned ones; zeros where the system has none.
     """
 
     category: Tensor
     domain: Tensor
+    ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,17 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Fused:
-    """A fusion's answer: content [B, W], and named vectors [B, W] that objectives look at."""
+    """A fusion's answer.
+
+    Attributes:
+        content: [B, W].
+        parts: named vectors [B, W] that objectives look at.
+        modal: modality -> [B, W] in place of the mean of its tokens; None: that.
+    """
 
     content: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    modal: dict[str, Tensor] | None = None
 
 
 def mean_vectors(tokens: dict[str, Tensor], present: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from torch import nn
 
 from genrec.adapters.coattention import CoAttention
+from genrec.adapters.difference import DifferenceSet
 from genrec.adapters.experts import DomainMaps, ModalityExperts
 from genrec.adapters.plain_fusion import ConcatMlp, SumFusion, SummaryToken
 from genrec.adapters.shared_specific import SharedSpecific
+from genrec.adapters.soft_queries import SoftQueries
 
 FUSIONS: dict[str, type[nn.Module]] = {
     "sum": SumFusion,
@@ -21,4 +23,6 @@ FUSIONS: dict[str, type[nn.Module]] = {
     "domain_maps": DomainMaps,
     "experts": ModalityExperts,
     "shared_specific": SharedSpecific,
+    "soft_queries": SoftQueries,
+    "difference": DifferenceSet,
 }

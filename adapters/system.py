@@ -38,6 +38,7 @@ class System(nn.Module):
         item, width = recipe.item, recipe.item.width
         self.modalities = tuple(m for m in table.features if item.modalities is None or m in item.modalities)
         self.mix, self.n_items, self.reads = item.mix, table.n_items, 0
+        self.cache: ItemViews | None = None
         sizes = Sizes(width, self.modalities, int(table.categories.max()) + 1, int(table.domains.max()) + 1)
         self.sizes = sizes
         for m in self.modalities:
@@ -79,6 +80,8 @@ class System(nn.Module):
             swap: share of the items that show their content in place of their id (mix: swap).
             hide: modality -> bool [n], where it is kept from the fusion.
         """
+        if self.cache is not None and hide is None:
+            return self.cache.at(rows)
         self.reads += len(rows)
         category, present, tokens = self.categories[rows], {}, {}
         for m in self.modalities:
@@ -89,10 +92,11 @@ class System(nn.Module):
         ids = None if self.ids is None else self.ids(rows)
         if self.ids is not None and ids is not None and self.neighbours:
             ids = ids + torch.sparse.mm(self.likest, self.ids.weight)[rows]
-        fused = self.fusion(tokens, present, Given(category, self.domains[rows]))
-        content, cold = fused.content, self.cold[rows]
         if ids is None:
-            ids = torch.zeros_like(content)
+            ids = torch.zeros(len(rows), self.sizes.width, device=rows.device)
+        fused = self.fusion(tokens, present, Given(category, self.domains[rows], ids))
+        content, cold = fused.content, self.cold[rows]
+        modal = mean_vectors(tokens, present) if fused.modal is None else fused.modal
         if self.mix == "content":
             final = content
         elif self.mix == "ids":
@@ -102,7 +106,12 @@ class System(nn.Module):
         else:
             gone = cold | (torch.rand(len(rows), device=rows.device) < swap)
             final = torch.where(gone[:, None], content, ids)
-        return ItemViews(final, content, ids, mean_vectors(tokens, present), category, rows, fused.parts)
+        return ItemViews(final, content, ids, modal, category, rows, fused.parts)
+
+    @torch.no_grad()
+    def keep_items(self) -> None:
+        """Read every item once; `items` answers from that until `cache` is None again."""
+        self.cache = self.items(torch.arange(self.n_items, device=self.categories.device))
 
     def spread(self, views: ItemViews) -> tuple[Tensor, ItemViews]:
         """Users [U, W'] and items [N, W'] after the graph, from views of the whole catalogue in order."""

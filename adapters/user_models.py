@@ -117,6 +117,18 @@ class TransformerUser(nn.Module):
         self.norm = nn.LayerNorm(sizes.width)
         nn.init.normal_(self.ages.weight, std=0.02)
         self.prompt: nn.Parameter | None = None
+        self.below = 0
+        self.kept: dict[bytes, Tensor] | None = None
+
+    def keep_below(self, layer: int) -> None:
+        """Compute each history's states after the blocks below `layer` once, from now on until `kept` is None again.
+
+        Right only while nothing below learns: those blocks, and whatever an item's vector is made of. They read
+        without dropout.
+        """
+        self.below, self.kept = layer, {}
+        for block in self.layers[:layer]:
+            block.eval()
 
     def add_prompt(self, length: int) -> None:
         """Learned vectors that stand before every history from now on; they learn, the rest stays as it is."""
@@ -124,26 +136,38 @@ class TransformerUser(nn.Module):
         self.prompt = nn.Parameter(torch.randn(length, like.shape[1], device=like.device) * 0.02)
 
     def forward(self, users: Tensor, history: ItemViews, there: Tensor, target: ItemViews) -> Tensor:
-        return self.states(history.final, there)[:, -1:]
-
-    def states(self, values: Tensor, there: Tensor) -> Tensor:
-        """values [B, T, W], left-padded -> the state after each event [B, T, W]."""
-        length = values.shape[1]
+        values = history.final
         if self.prompt is not None:
             values = torch.cat([self.prompt.expand(len(values), -1, -1), values], 1)
             there = torch.cat([there.new_ones(len(there), len(self.prompt)), there], 1)
-            return self._read(values, there)[:, -length:]
-        return self._read(values, there)
+        return self._read(values, there, history.rows)[:, -1:]
 
-    def _read(self, values: Tensor, there: Tensor) -> Tensor:
+    def _read(self, values: Tensor, there: Tensor, rows: Tensor) -> Tensor:
         length = values.shape[1]
         ages = torch.arange(length - 1, -1, -1, device=values.device).clamp(max=self.longest - 1)
         x = values + self.ages(ages)
         causal = torch.ones(length, length, dtype=torch.bool, device=values.device).tril()
         mask = ((causal & there[:, None]) | torch.eye(length, dtype=torch.bool, device=values.device))[:, None]
-        for layer in self.layers:
+        if self.kept is not None:
+            x = self._lower(x, mask, there, rows, self.kept)
+        for layer in self.layers[0 if self.kept is None else self.below :]:
             x = layer(x, mask)
         return self.norm(x)
+
+    @torch.no_grad()
+    def _lower(self, x: Tensor, mask: Tensor, there: Tensor, rows: Tensor, kept: dict[bytes, Tensor]) -> Tensor:
+        """x [B, T, W], rows int64 [B, T] -> states after the lower blocks, those of known histories looked up."""
+        keys = [row[seen].cpu().numpy().tobytes() for row, seen in zip(rows, there, strict=True)]
+        new = [at for at, key in enumerate(keys) if key not in kept]
+        if new:
+            state, looks = x[new], mask[new]
+            for layer in self.layers[: self.below]:
+                state = layer(state, looks)
+            for at, of in zip(new, state, strict=True):
+                kept[keys[at]] = of[there[at]]
+        out = torch.zeros_like(x)
+        out[there] = torch.cat([kept[key] for key in keys])
+        return out
 
 
 class CrossModalUser(nn.Module):

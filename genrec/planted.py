@@ -8,6 +8,7 @@ effect that a published system claims to use; at its default the effect is not t
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,8 @@ class Planted(Settings):
     missing: float = Field(0.0, ge=0, lt=1, description="items without a picture")
     one_each: bool = Field(False, description="an item has either a picture or a text, not both")
     shuffled: bool = Field(False, description="features belong to other items: content says nothing")
+    words: bool = Field(False, description="items have texts, a word for the range of each value of the text's latent")
+    wrong_words: bool = Field(False, description="those texts belong to other items")
 
     @model_validator(mode="after")
     def _possible(self) -> Planted:
@@ -72,6 +75,8 @@ class Planted(Settings):
             raise ValueError("kinds is how many interests there are at all: it cannot be below interests")
         if self.drift and not self.order:
             raise ValueError("drift needs order above 0: it is the order that drifts")
+        if self.wrong_words and not self.words:
+            raise ValueError("wrong_words needs words: true")
         return self
 
 
@@ -96,6 +101,7 @@ class Table:
         n_users: U.
         train_impressions, test_impressions: labelled, or None.
         oracle: float32 [U, N], true utilities; None for real data.
+        texts: one per item, or None.
     """
 
     features: dict[str, Features]
@@ -106,10 +112,28 @@ class Table:
     train_impressions: Impressions | None = None
     test_impressions: Impressions | None = None
     oracle: np.ndarray | None = None
+    texts: list[str] | None = None
 
     @property
     def n_items(self) -> int:
         return len(self.categories)
+
+    def sha256(self) -> str:
+        """Of all that is learned from: features, categories, domains, histories, impressions, texts."""
+        digest = hashlib.sha256("\n".join(self.texts or []).encode())
+        shown = self.train_impressions
+        for array in (
+            *(of.values for of in self.features.values()),
+            *(of.present for of in self.features.values()),
+            self.categories,
+            self.domains,
+            self.split.train_users,
+            *self.split.train,
+            *(() if shown is None else (shown.users, shown.items, shown.labels)),
+        ):
+            digest.update(f"{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
 def _seen(latents: np.ndarray, domains: np.ndarray, knobs: Planted, rng: np.random.Generator) -> np.ndarray:
@@ -209,7 +233,16 @@ def plant(knobs: Planted, seed: int) -> Table:
         train_impressions=impressions[0],
         test_impressions=impressions[1],
         oracle=utility.astype(np.float32),
+        texts=_texts(text, knobs, rng) if knobs.words else None,
     )
+
+
+def _texts(latents: np.ndarray, knobs: Planted, rng: np.random.Generator) -> list[str]:
+    """One line per item of LATENT words; word d says in which quarter latents [N, LATENT] lie in dimension d."""
+    spoken = np.array([[start + end for end in ("ana", "elo", "iru", "uti")] for start in "bcdfghjk"])
+    quarter = np.digitize(latents, [-0.674, 0, 0.674])  # of a normal distribution
+    lines = [" ".join(spoken[np.arange(LATENT), of]) for of in quarter]
+    return [lines[i] for i in rng.permutation(len(lines))] if knobs.wrong_words else lines
 
 
 def _histories(utility: np.ndarray, latents: np.ndarray, knobs: Planted, rng: np.random.Generator) -> Split:

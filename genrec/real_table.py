@@ -33,4 +33,5 @@ def real_table(space: Workspace) -> Table:
         domains=np.zeros(n_items, np.int64),
         split=space.split,
         n_users=len(space.user_ids),
+        texts=catalogue.texts(),
     )

@@ -15,6 +15,7 @@ from genrec.planted import Planted
 
 FOLDER = Path(__file__).resolve().parent / "training" / "recipes" / "systems"
 SMALL = ("bottleneck", "lora", "prompt")  # put into a part, and stay there
+ALIASES = {"dcim": "dicm", "marn": "amrl"}  # other names that they go by
 TERM = re.compile(r"(\w+)(?:\((\w+(?:, ?\w+)*)\))?")
 
 
@@ -39,6 +40,9 @@ class Stage(Settings):
     pairs: str = Field(description="what a batch is made of")
     objectives: dict[str, float] = Field(description="loss on named views -> its weight")
     tune: dict[str, str] = Field({}, description="part -> frozen, full, last, bottleneck, lora, prompt; default full")
+    tune_from: int = Field(
+        0, ge=0, description="first block of the user model for a bottleneck or LoRA; below, states are computed once"
+    )
     steps: int = Field(300, ge=1, description="batches")
     batch_size: int = Field(256, ge=2, description="pairs in a batch")
     learning_rate: float = Field(0.005, gt=0, description="of AdamW, warmed up, then to zero along a line")
@@ -46,6 +50,7 @@ class Stage(Settings):
     negatives: int = Field(0, ge=0, description="random items per pair")
     swap: float = Field(0.0, ge=0, le=1, description="share of items whose id gives way to their content")
     drop_modality: float = Field(0.0, ge=0, lt=1, description="chance that a modality of an item is hidden")
+    cache: bool = Field(False, description="read every item once, before the stage: where nothing of an item learns")
     users: Literal["all", "first", "second"] = Field("all", description="half of the users to learn from")
     share: float = Field(1.0, gt=0, le=1, description="of the users' histories, to learn from")
 
@@ -84,6 +89,8 @@ class SystemRecipe(Settings):
     def _consistent(self) -> SystemRecipe:
         if self.item.mix in ("ids", "sum", "swap") and not self.item.ids:
             raise ValueError(f"item.mix {self.item.mix} needs item.ids: true")
+        if self.item.fusion == "difference" and not self.item.ids:
+            raise ValueError("item.fusion difference takes off what ids say: it needs item.ids: true")
         put_in: dict[str, int] = {}
         for at, stage in enumerate(self.stages):
             for part, kind in stage.tune.items():
@@ -94,9 +101,31 @@ class SystemRecipe(Settings):
                     )
                 if kind in SMALL:
                     put_in[part] = at
+            if stage.cache:
+                self._fresh_all_along(at, stage, "cache")
+            if stage.tune_from:
+                if stage.tune.get("user") not in ("bottleneck", "lora"):
+                    raise ValueError(f"stages.{at}.tune_from needs stages.{at}.tune.user: bottleneck or lora")
+                self._fresh_all_along(at, stage, "tune_from")
             if stage.swap and self.item.mix != "swap":
                 raise ValueError(f"stages.{at}.swap needs item.mix: swap, found {self.item.mix}")
         return self
+
+    def _fresh_all_along(self, at: int, stage: Stage, setting: Literal["cache", "tune_from"]) -> None:
+        held = {"cache": "item table", "tune_from": "states of histories"}[setting]
+        parts = ["readers", "fusion", *(["ids"] if self.item.ids else []), *(["graph"] if self.item.graph else [])]
+        learning = [part for part in parts if stage.tune.get(part) != "frozen"]
+        if learning:
+            raise ValueError(
+                f"stages.{at}.{setting}: the cached {held} would be stale after one step, for {', '.join(learning)} "
+                f"learn; set stages.{at}.tune to frozen for them, or leave stages.{at}.{setting} out"
+            )
+        changing = [name for name in ("swap", "drop_modality") if getattr(stage, name)]
+        if changing:
+            raise ValueError(
+                f"stages.{at}.{setting}: {' and '.join(changing)} shows an item another way in every batch, so the "
+                f"cached {held} would be stale; set it to 0, or leave stages.{at}.{setting} out"
+            )
 
     def changed(self, changes: dict[str, Any]) -> SystemRecipe:
         """The recipe with dotted settings changed, such as ``{"stages.0.swap": 0}``; a null drops a stage."""
@@ -124,12 +153,12 @@ def system_names() -> list[str]:
 
 
 def load_system(name: str) -> SystemRecipe:
-    """A system by its name, or from a YAML file.
+    """A system by its name or alias, or from a YAML file.
 
     Raises:
         ConfigError: no such system or file, or a setting that none takes.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{ALIASES.get(name, name)}.yaml"
     if not path.is_file():
         raise ConfigError(f"system {name!r}: there are {', '.join(system_names())}, or give a YAML file")
     return validated(SystemRecipe, read_yaml(path), str(path))

@@ -54,6 +54,19 @@ def test_kinds_are_shared_and_a_fashion_moves_the_second_half_alone() -> None:
     assert np.allclose(one, one[0], atol=1e-5)  # one kind of interest: all want the same
 
 
+def test_words_tell_the_text_latent_and_wrong_ones_another_item_s() -> None:
+    right, wrong = (plant(Planted(**SMALL, words=True, wrong_words=w), 0) for w in (False, True))
+    assert right.texts is not None
+    assert wrong.texts is not None
+    assert sorted(right.texts) == sorted(wrong.texts)
+    assert np.mean([a == b for a, b in zip(right.texts, wrong.texts, strict=True)]) < 0.1
+    assert np.array_equal(right.features["text"].values, wrong.features["text"].values)
+    read = np.array([[word[1:] for word in text.split()] for text in right.texts])
+    shown = right.features["text"].values[:, 0]
+    low, high = (shown[read[:, 0] == end].mean(0) for end in ("ana", "uti"))
+    assert np.linalg.norm(high - low) > 2  # quarters of one latent lie apart behind the rotation
+
+
 def test_gauc_agrees_with_sklearn() -> None:
     table = plant(Planted(**SMALL, impressions=20), 0)
     shown = table.test_impressions
@@ -74,6 +87,7 @@ def test_gauc_agrees_with_sklearn() -> None:
         ({"interest_by_category": True}, "needs interests above 1"),
         ({"drift": True}, "needs order above 0"),
         ({"interests": 4, "kinds": 3}, "cannot be below interests"),
+        ({"wrong_words": True}, "needs words: true"),
         ({"n_item": 5}, "n_item"),
     ],
 )

@@ -11,17 +11,28 @@ import pytest
 import torch
 import yaml
 
+from genrec.adapters.fused import Given, Sizes
+from genrec.adapters.fusion import FUSIONS
+from genrec.adapters.self_attention import left_pad
+from genrec.adapters.user_models import TransformerUser
 from genrec.errors import ConfigError
 from genrec.planted import Planted, Table, plant
 from genrec.proofs import interval, prove
 from genrec.system_recipe import FOLDER, SystemRecipe, load_system, system_names
+from genrec.training import reconstruct
 from genrec.training.pairs import Whose, batches
-from genrec.training.system_quality import measure_system
-from genrec.training.systems import fresh, train
+from genrec.training.reconstruct import Reconstruct
+from genrec.training.system_quality import impression_scores, measure_system
+from genrec.training.systems import fresh, train, train_stage
 from genrec.training.tuning import set_tuning
 from genrec.training.views import Views
 
 TINY = {"n_items": 60, "n_users": 40, "events": 6}
+
+
+@pytest.fixture(autouse=True)
+def quick_lm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "PRETRAIN", 3)
 
 
 def tiny(recipe: SystemRecipe, **knobs: Any) -> Table:
@@ -72,6 +83,41 @@ def test_frozen_parts_stay_bit_identical_and_the_rest_moves() -> None:
         assert small < sum(p.numel() for p in twice.parameters()) / 2
 
 
+def test_what_ease_leaves_ranks_without_the_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_system("ease")
+    table = tiny(recipe)
+    lm, _ = reconstruct.frozen_lm(tuple(sorted(table.texts or [])))
+    before = {name: of.clone() for name, of in lm.state_dict().items()}
+    system = train(recipe, table, 0, folder=tmp_path, steps=3)
+    assert all(torch.equal(before[name], of) for name, of in lm.state_dict().items())
+    assert not any("lm" in name or name.startswith("lift") for name in system.state_dict())
+    small = sum(of.numel() for of in system.state_dict().values())
+    assert small < sum(of.numel() for of in before.values())
+
+    def gone(*_: Any) -> None:
+        raise AssertionError("the language model was asked for")
+
+    monkeypatch.setattr(reconstruct, "frozen_lm", gone)
+    rank_only = fresh(recipe, dataclasses.replace(table, texts=None), 1)
+    rank_only.load_state_dict(torch.load(tmp_path / "stage-1.pt", weights_only=True)["state"])
+    assert torch.equal(
+        torch.from_numpy(impression_scores(rank_only, table)), torch.from_numpy(impression_scores(system, table))
+    )
+
+
+def test_reconstruction_moves_the_adapter_and_not_the_language_model() -> None:
+    recipe = load_system("ease")
+    table = tiny(recipe)
+    system = fresh(recipe, table, 0)
+    (batch,) = batches(table, "items", steps=1, size=8, negatives=0, whose=Whose(), seed=0)
+    loss = Reconstruct(system, table)
+    loss(Views(system, batch)).backward()
+    assert all(p.grad is None for p in loss.lm.parameters())
+    (queries,) = (p for name, p in system.fusion.named_parameters() if name == "queries")
+    assert queries.grad is not None
+    assert queries.grad.abs().sum() > 0
+
+
 def test_a_batch_reads_every_item_once() -> None:
     recipe = load_system("dicm")
     table = tiny(recipe)
@@ -81,6 +127,44 @@ def test_a_batch_reads_every_item_once() -> None:
     Views(system, batch)
     assert system.reads == len(named.unique())
     assert system.reads < len(named)
+
+
+def test_what_the_id_tells_is_taken_off_a_modality() -> None:
+    torch.manual_seed(0)
+    width, n = 8, 2000
+    fusion = FUSIONS["difference"](Sizes(width, ("image",), 1, 1))
+    ids, own = torch.randn(n, width), torch.randn(n, width)
+    told = ids @ torch.randn(width, width) / width**0.5
+    nothing = torch.zeros(n, dtype=torch.long)
+    read = (told + own)[:, None]
+
+    def fused() -> Any:
+        return fusion({"image": read}, {"image": torch.ones(n, dtype=torch.bool)}, Given(nothing, nothing, ids))
+
+    optimiser = torch.optim.Adam(fusion.parameters(), 0.02)
+    for _ in range(200):
+        parts = fused().parts
+        optimiser.zero_grad()
+        (parts["guess_image"] - parts["read_image"]).square().mean().backward()
+        optimiser.step()
+    left = fused().modal["image"].detach()
+    before, after, kept = (
+        np.mean([abs(np.corrcoef(a[:, d], b[:, d])[0, 1]) for d in range(width)])
+        for a, b in ((read[:, 0], told), (left, told), (left, own))
+    )
+    assert before > 0.5
+    assert after < 0.1
+    assert kept > 0.9
+
+
+def test_gmmf_trains_on_differences_too() -> None:
+    terms = {"softmax": 1, "mse(guess_image, read_image)": 0.1}
+    recipe = load_system("gmmf").changed({"item.fusion": "difference", "item.ids": True, "stages.0.objectives": terms})
+    table = tiny(recipe)
+    system = train(recipe, table, 0, steps=2)
+    rows = torch.arange(table.n_items)
+    left, plain = system.items(rows).modal["image"], system.items(rows).parts["read_image"]
+    assert not torch.allclose(left, plain)
 
 
 def test_bm3_draws_no_negative() -> None:
@@ -184,7 +268,10 @@ def test_a_new_combination_needs_no_python(tmp_path: Path) -> None:
         ({"stages.0.tune": {"ids": "frozen"}}, "has no ids to tune"),
         ({"stages.0.tune": {"user": "lora"}}, "needs a part of blocks"),
         ({"stages.0.tune": dict.fromkeys(["readers", "fusion", "user", "head"], "frozen")}, "nothing can learn"),
+        ({"stages.0.objectives": {"reconstruct(content)": 1}}, "items have no texts to write; give them titles"),
+        ({"item.fusion": "soft_queries", "item.width": 30}, "item.width: 30 cannot hold 4 soft tokens"),
         ({"item.mix": "sum"}, "needs item.ids: true"),
+        ({"item.fusion": "difference"}, "takes off what ids say: it needs item.ids: true"),
         ({"stages.0.swap": 0.5}, "needs item.mix: swap"),
         ({"stages.0.objectives": {"softmax of all": 1}}, "expected NAME"),
         ({"item.modalities": ["image"], "item.reader": {}}, "items have no image, the first is row"),
@@ -195,6 +282,96 @@ def test_a_recipe_that_the_data_cannot_feed_is_refused(change: dict[str, Any], m
     table = plant(Planted(**TINY, categories=1, missing=0.1), 0)
     with pytest.raises(ConfigError, match=message):
         train(recipe.changed(change), table, 0, steps=1)
+
+
+def test_weights_of_another_recipe_or_catalogue_are_refused_before_training(tmp_path: Path) -> None:
+    recipe = load_system("cb2cf")
+    table = tiny(recipe)
+    train(recipe, table, 0, folder=tmp_path, steps=1)
+    train(recipe, table, 0, folder=tmp_path, steps=1)
+    other = copy.deepcopy(table)
+    other.features["text"].values[0] += 1
+    for which, data, seed in (
+        (recipe.changed({"item.fusion": "sum"}), table, 0),
+        (recipe, other, 0),
+        (recipe, table, 1),
+    ):
+        with pytest.raises(ConfigError, match=r"cb2cf: stages\.0: .*stage-0\.pt is stale.*delete"):
+            train(which, data, seed, folder=tmp_path, steps=1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_any_number_of_steps_has_a_schedule(steps: int) -> None:
+    recipe = load_system("cb2cf")
+    train(recipe, tiny(recipe), 0, steps=steps)
+
+
+def test_a_cached_item_table_answers_as_reading_does_and_reads_once() -> None:
+    recipe = load_system("ease")
+    table = tiny(recipe)
+    states = []
+    for cache in (True, False):
+        system = fresh(recipe, table, 0)
+        stage = recipe.stages[1].model_copy(update={"cache": cache})
+        learns = set_tuning(system, stage.tune, "here")
+        train_stage(system, stage, table, learns, seed=0, steps=3, where="here")
+        assert system.cache is None
+        assert (system.reads == table.n_items) == cache
+        states.append(system.state_dict())
+    for name, of in states[0].items():
+        assert torch.allclose(of, states[1][name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "lora"])
+def test_cached_lower_layers_equal_uncached_ones_and_stay_as_they_are(kind: str) -> None:
+    recipe = load_system("llm_lora").changed({"stages.1.tune.user": kind, "stages.1.tune_from": 1})
+    table = tiny(recipe, n_users=20)
+    system = train(recipe, table, 0, steps=3)
+    learns = {name for name, p in system.user.named_parameters() if p.requires_grad}
+    assert learns
+    assert all("layers.1." in name for name in learns)
+    first = train(recipe.changed({"stages.1": None}), table, 0, steps=3).state_dict()
+    after = system.state_dict()
+    assert all(torch.equal(of, after[name]) for name, of in first.items() if "layers.0." in name)
+    assert isinstance(system.user, TransformerUser)
+    users, histories = torch.arange(20), left_pad(table.split.train)
+    plain = system.all_scores(users, histories)
+    system.user.keep_below(1)
+    computed = system.all_scores(users, histories)
+    ran = []
+    system.user.layers[0].register_forward_hook(lambda *_: ran.append(1))
+    looked_up = system.all_scores(users, histories[:, -4:])  # shorter histories are others
+    again = system.all_scores(users, histories)
+    assert len(ran) == 1
+    assert (plain - computed).abs().max() < 1e-5
+    assert (plain - again).abs().max() < 1e-5
+    assert (plain - looked_up).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llm_lora", {"stages.1.tune_from": 2}, "user has 2 blocks, so none would learn"),
+        (
+            "llm_lora",
+            {"stages.1.tune_from": 1, "stages.1.tune": {"user": "lora"}},
+            "states of histories would be stale",
+        ),
+        ("prompt_tuning", {"stages.1.tune_from": 1}, "needs stages.1.tune.user: bottleneck or lora"),
+        ("joint", {"stages.0.cache": True}, r"stages\.0\.cache: the cached item table would be stale.*readers, fusion"),
+        ("ease", {"stages.1.tune": {"readers": "frozen"}}, "for fusion learn; set stages.1.tune to frozen for them"),
+        ("ease", {"stages.1.drop_modality": 0.5}, "drop_modality shows an item another way in every batch"),
+        (
+            "clcrec",
+            {"stages.0.cache": True, "stages.0.tune": {"readers": "frozen", "fusion": "frozen"}},
+            "for ids learn",
+        ),
+    ],
+)
+def test_a_cache_that_would_go_stale_is_refused(name: str, change: dict[str, Any], message: str) -> None:
+    table = tiny(load_system(name))
+    with pytest.raises(ConfigError, match=message):
+        train(load_system(name).changed(change), table, 0, steps=1)
 
 
 def test_a_late_stage_s_mistake_shows_before_the_first_is_trained(tmp_path: Path) -> None:
@@ -213,6 +390,11 @@ def test_users_that_nothing_reaches_are_refused(name: str, part: str) -> None:
     split = dataclasses.replace(table.split, train=table.split.train[1:], train_users=table.split.train_users[1:])
     with pytest.raises(ConfigError, match=f"{part}: 1 users have no training event, the first is row 0"):
         train(recipe, dataclasses.replace(table, split=split), 0, steps=1)
+
+
+def test_other_names_lead_to_the_same_recipe() -> None:
+    assert load_system("dcim") == load_system("dicm")
+    assert load_system("marn") == load_system("amrl")
 
 
 def test_an_unknown_system_and_an_unknown_key_name_what_there_is(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from genrec.cli import app
 from genrec.errors import ConfigError, DataError
 from genrec.system_recipe import load_system, system_names
 from genrec.system_run import run_system
+from genrec.training import reconstruct
 
 ITEMS, USERS, EVENTS = 40, 30, 7
 REFUSED = {
@@ -25,6 +26,11 @@ REFUSED = {
     "unim2rec": "needs two domains",
     "uniembedding": "needs two domains",
 }
+
+
+@pytest.fixture(autouse=True)
+def quick_lm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "PRETRAIN", 3)
 
 
 @pytest.fixture(scope="module")

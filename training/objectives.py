@@ -15,6 +15,7 @@ from genrec.system_recipe import TERM
 from genrec.training.agreement import Bootstrap, CosinePull, KeepLikeness, Nce, Orthogonal, Regress
 from genrec.training.guessing import Classify, FactorTarget, Masked, NextCategory, TellApart
 from genrec.training.ranking_losses import Bce, Bpr, SampledSoftmax, Softmax
+from genrec.training.reconstruct import Reconstruct
 
 OBJECTIVES: dict[str, type[nn.Module]] = {
     "bpr": Bpr,
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, type[nn.Module]] = {
     "classify": Classify,
     "next_category": NextCategory,
     "tell_apart": TellApart,
+    "reconstruct": Reconstruct,
 }
 
 

@@ -19,6 +19,8 @@ from torch import nn
 from tqdm import tqdm
 
 from genrec.adapters.system import System
+from genrec.adapters.user_models import TransformerUser
+from genrec.artefacts import key_of
 from genrec.errors import ConfigError
 from genrec.planted import Table
 from genrec.system_recipe import Stage, SystemRecipe
@@ -100,25 +102,54 @@ def train(
 
     Returns:
         the trained system, in eval mode, on the CPU or the GPU where there is one.
+
+    Raises:
+        ConfigError: the data lacks what the recipe needs, or `folder` keeps weights of another recipe or catalogue.
     """
+    keys = _stage_keys(recipe, table, seed, steps) if folder is not None else []
+    kept_states = [] if folder is None else _kept(folder, keys, recipe.name)
     rehearse(recipe, table, seed)
     system = fresh(recipe, table, seed)
     for at, stage in enumerate(recipe.stages):
         where = f"{recipe.name}: stages.{at}"
-        kept = None if folder is None else folder / f"stage-{at}.pt"
         torch.manual_seed(seed + at)  # what a stage puts in does not depend on whether the last one was skipped
-        learns = set_tuning(system, stage.tune, f"{where}.tune")
-        if kept is not None and kept.is_file():
-            system.load_state_dict(torch.load(kept, weights_only=True))
+        learns = set_tuning(system, stage.tune, f"{where}.tune", stage.tune_from)
+        if at < len(kept_states):
+            system.load_state_dict(kept_states[at])
             log.info("%s: done before, skipped", where)
             continue
         curve = train_stage(system, stage, table, learns, seed=seed + at, steps=steps or stage.steps, where=where)
         log.info("%s: loss %.3f to %.3f", where, curve[0], curve[-1])
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(system.state_dict(), kept.with_suffix(".part"))
-            kept.with_suffix(".part").replace(kept)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            whole = folder / f"stage-{at}.pt"
+            torch.save({"key": keys[at], "state": system.state_dict()}, whole.with_suffix(".part"))
+            whole.with_suffix(".part").replace(whole)
     return system.eval()
+
+
+def _stage_keys(recipe: SystemRecipe, table: Table, seed: int, steps: int | None) -> list[str]:
+    """What each stage's weights come from, as a hash: the model, the stages so far, the data."""
+    made = recipe.model_dump(include={"item", "user", "head"}) | {"seed": seed, "steps": steps, "data": table.sha256()}
+    stages = [stage.model_dump() for stage in recipe.stages]
+    return [key_of(made | {"stages": stages[: at + 1]}) for at in range(len(stages))]
+
+
+def _kept(folder: Path, keys: list[str], name: str) -> list[dict[str, torch.Tensor]]:
+    """The weights after each finished stage; raises ConfigError where they are of something else."""
+    states = []
+    for at, key in enumerate(keys):
+        path = folder / f"stage-{at}.pt"
+        if not path.is_file():
+            break
+        kept = torch.load(path, weights_only=True)
+        if kept.get("key") != key:
+            raise ConfigError(
+                f"{name}: stages.{at}: {path} is stale: it was trained with another recipe, seed, number of steps or "
+                f"catalogue than this; delete {folder}, or train into another folder"
+            )
+        states.append(kept["state"])
+    return states
 
 
 def rehearse(recipe: SystemRecipe, table: Table, seed: int) -> None:
@@ -130,9 +161,8 @@ def rehearse(recipe: SystemRecipe, table: Table, seed: int) -> None:
     system = fresh(recipe, table, seed)
     for at, stage in enumerate(recipe.stages):
         where = f"{recipe.name}: stages.{at}"
-        train_stage(
-            system, stage, table, set_tuning(system, stage.tune, f"{where}.tune"), seed=seed, steps=1, where=where
-        )
+        learns = set_tuning(system, stage.tune, f"{where}.tune", stage.tune_from)
+        train_stage(system, stage, table, learns, seed=seed, steps=1, where=where)
 
 
 def train_stage(
@@ -142,13 +172,18 @@ def train_stage(
     torch.manual_seed(seed)
     terms = nn.ModuleList([make_objective(term, system, table) for term in stage.objectives])
     weights = list(stage.objectives.values())
-    learns = [*learns, *terms.parameters()]
+    learns = [*learns, *(p for p in terms.parameters() if p.requires_grad)]
     if not learns:
         raise ConfigError(f"{where}.tune: every part is frozen, so nothing can learn; free one, or drop the stage")
     accelerator = Accelerator()
     optimiser = torch.optim.AdamW(learns, lr=stage.learning_rate, weight_decay=stage.weight_decay)
+    total = max(steps, 2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, stage.learning_rate, total_steps=max(steps, 2), pct_start=WARM_UP, anneal_strategy="linear"
+        optimiser,
+        stage.learning_rate,
+        total_steps=total,
+        pct_start=max(WARM_UP, 1.5 / total),  # a warm-up of one step exactly would divide by zero
+        anneal_strategy="linear",
     )
     system, terms, optimiser = accelerator.prepare(system, terms, optimiser)
     drawn = batches(
@@ -161,6 +196,11 @@ def train_stage(
         seed=seed,
     )
     system.train()
+    if stage.cache:
+        system.keep_items()
+    if stage.tune_from:
+        assert isinstance(system.user, TransformerUser)  # nothing else takes what tune_from needs
+        system.user.keep_below(stage.tune_from)
     losses: list[float] = []
     for batch in tqdm(drawn, desc=where, unit="step", disable=None, leave=False):
         views = Views(system, _on(batch, accelerator.device), swap=stage.swap, drop_modality=stage.drop_modality)
@@ -171,6 +211,9 @@ def train_stage(
         optimiser.step()
         schedule.step()
         losses.append(float(loss.detach()))
+    system.cache = None
+    if isinstance(system.user, TransformerUser):
+        system.user.kept = None
     each = max(1, len(losses) // LOOKS)
     return [sum(losses[i : i + each]) / len(losses[i : i + each]) for i in range(0, len(losses), each)]
 

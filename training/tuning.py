@@ -40,13 +40,14 @@ class Bottlenecked(nn.Module):
         return x + self.up(torch.nn.functional.gelu(self.down(x)))
 
 
-def set_tuning(system: System, tune: dict[str, str], where: str) -> list[nn.Parameter]:
+def set_tuning(system: System, tune: dict[str, str], where: str, tune_from: int = 0) -> list[nn.Parameter]:
     """Freeze and free the parts as a stage says; parts that it does not name learn in full.
 
     Args:
         system: changed in place; earlier stages' small parts stay in it.
         tune: part -> kind.
         where: the recipe's line, for errors.
+        tune_from: first block of the user model that a bottleneck or LoRA is put into.
 
     Returns:
         what learns.
@@ -70,12 +71,15 @@ def set_tuning(system: System, tune: dict[str, str], where: str) -> list[nn.Para
             layers = getattr(module, "layers", None)
             if not isinstance(layers, nn.ModuleList):
                 raise ConfigError(f"{where}: {part}: {kind} needs a part of blocks, such as user: transformer")
+            if tune_from >= len(layers):
+                raise ConfigError(f"{where}_from: {tune_from}: {part} has {len(layers)} blocks, so none would learn")
             if kind == "bottleneck":
-                for at, layer in enumerate(layers):
-                    layers[at] = Bottlenecked(layer, system.sizes.width)
-                    layers[at].down.requires_grad_(True)
+                for at in range(tune_from, len(layers)):
+                    layers[at] = Bottlenecked(layers[at], system.sizes.width)
             elif kind == "lora":
-                targets = [name for name, of in module.named_modules() if isinstance(of, nn.Linear)]
+                linear = [name for name, of in module.named_modules() if isinstance(of, nn.Linear)]
+                kept = tuple(f"layers.{at}." for at in range(tune_from))
+                targets = [name for name in linear if not name.startswith(kept)]
                 inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets), module)
             else:
                 module.add_prompt(PROMPT)
