@@ -1,4 +1,4 @@
-"""The embedded catalogue, several seeds: are the texts true and for their user, and do batches survive?
+"""The embedded catalogue, several seeds: are texts true and for their user, messages understood, batches whole?
 
     make bench-writing                                  # five seeds, 100,000 rows
     python -m benchmarks.writing --seeds 1 --rows 2000  # a first look
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.results import ROOT, Check, finish, over_seeds
 from genrec.artefacts import read_manifest
+from genrec.chat_quality import SETS, measure_chat
 from genrec.config import load_recipe
 from genrec.pipeline import Run
 from genrec.reader import CANDIDATES
@@ -188,6 +189,10 @@ def text_checks(values: dict[str, list[dict[str, np.ndarray]]]) -> list[Check]:
     checks.append(Check("describe: swapped histories swap the text", mean, ends, "interval above 0.5", ends[0] > 0.5))
     mean, ends = of("describe", "useful")
     checks.append(Check("describe: what the user cares about comes first", mean, ends, "reported", True))
+    mean, ends = of("chat", SETS["values"])
+    checks.append(Check("chat: last query exactly right, held-out values", mean, ends, ">= 0.90", mean >= 0.9))
+    mean, ends = of("chat", SETS["phrasings"])
+    checks.append(Check("chat: the same in phrasings never trained", mean, ends, "reported", True))
     return checks
 
 
@@ -200,7 +205,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     seeds = list(range(arguments.seeds))
-    values: dict[str, list[dict[str, np.ndarray]]] = {task: [] for task in TASKS}
+    values: dict[str, list[dict[str, np.ndarray]]] = {task: [] for task in (*TASKS, "chat")}
     tables: dict[str, str] = {}
     for seed in seeds:
         run = trained(seed, arguments.runs)
@@ -209,6 +214,8 @@ def main() -> int:
             values[task].append(values_of(run, task))
             if seed == 0:
                 tables[f"Seed 0, {task}"] = _table(result)
+        measure_chat(run)
+        values["chat"].append(values_of(run, "chat"))
     checks = text_checks(values)
     if arguments.rows:
         checks += batch_checks(Run.open(arguments.runs / "s0"), arguments.rows)

@@ -24,7 +24,7 @@ from genrec.quarantine import Quarantine
 from genrec.tables import read_table, text_column
 
 log = logging.getLogger(__name__)
-FIELDS = ("item_id", "title", "description", "categories", "attributes", "price", "images", "available")
+FIELDS = ("item_id", "title", "description", "categories", "attributes", "price", "images", "available", "copy")
 _FILE = "catalog.parquet"
 _SCHEMA = pa.schema(
     {
@@ -38,7 +38,7 @@ _SCHEMA = pa.schema(
         "available": pa.bool_(),
     }
 )
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of surrogate pairs
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of surrogate pairs
 _YES = {"true", "1", "1.0", "yes", "y", "t"}
 _NO = {"false", "0", "0.0", "no", "n", "f"}
 
@@ -56,6 +56,8 @@ class Catalogue:
         prices: float32 [N], NaN where unknown.
         images: absolute path of the item's first readable picture, or None.
         available: bool [N].
+        copies: what people wrote to describe the items, empty where there is none; None: the file has no such column.
+            Not part of an item's text: it is what a description should say.
     """
 
     item_ids: list[str]
@@ -66,6 +68,7 @@ class Catalogue:
     prices: np.ndarray
     images: list[str | None]
     available: np.ndarray
+    copies: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -149,7 +152,10 @@ class Catalogue:
             self.available,
         ]
         arrays = [pa.array(values, kind) for values, kind in zip(columns, _SCHEMA.types, strict=True)]
-        pa.parquet.write_table(pa.table(arrays, schema=_SCHEMA), folder / _FILE)
+        table = pa.table(arrays, schema=_SCHEMA)
+        if self.copies is not None:
+            table = table.append_column("copy", pa.array(self.copies, pa.string()))
+        pa.parquet.write_table(table, folder / _FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Catalogue:
@@ -159,8 +165,9 @@ class Catalogue:
             ArtefactError: there is no catalogue in `folder`, or it is damaged.
         """
         try:
-            table = pa.parquet.read_table(folder / _FILE).cast(_SCHEMA)
-        except (OSError, pa.ArrowInvalid, ValueError) as err:
+            kept = pa.parquet.read_table(folder / _FILE)
+            table = kept.select(_SCHEMA.names).cast(_SCHEMA)
+        except (OSError, pa.ArrowInvalid, ValueError, KeyError) as err:
             raise ArtefactError(f"{folder / _FILE}: no catalogue there ({err}); run `genrec run`") from err
         return cls(
             item_ids=table["item_id"].to_pylist(),
@@ -171,6 +178,7 @@ class Catalogue:
             prices=table["price"].to_numpy(),
             images=table["image"].to_pylist(),
             available=np.array(table["available"].to_pylist(), bool),
+            copies=kept["copy"].to_pylist() if "copy" in kept.column_names else None,
         )
 
 
@@ -186,7 +194,7 @@ def read_catalogue(
         path: JSONL, CSV or Parquet.
         columns: our field -> their column, where the names differ.
         max_bad_share: stop when more of the rows than this are bad.
-        max_text_chars: longest title or description, in characters.
+        max_text_chars: longest title, description or copy, in characters.
         max_pixels: largest picture, in pixels.
 
     Raises:
@@ -262,6 +270,7 @@ def _of_rows(good: Mapping[str, Mapping[str, Any]], images: list[str | None]) ->
         prices=np.array([item["price"] for item in items], np.float32),
         images=images,
         available=np.array([item["available"] for item in items], bool),
+        copies=[item["copy"] for item in items] if "copy" in table.column_names else None,
     )
 
 
@@ -271,7 +280,7 @@ class _BadRowError(Exception):
 
 def _parse(raw: Mapping[str, Any], max_text_chars: int) -> dict[str, Any]:
     item: dict[str, Any] = {}
-    for name in ("title", "description"):
+    for name in ("title", "description", "copy"):
         item[name] = _text(raw.get(name))
         if len(item[name]) > max_text_chars:
             raise _BadRowError(f"{name} too long")
@@ -290,7 +299,7 @@ def _text(value: Any) -> str:
         return " ".join(filter(None, map(_text, value)))
     if isinstance(value, bool):
         return str(value).lower()
-    return _CONTROL.sub("", str(value))
+    return CONTROL.sub("", str(value))
 
 
 def _strings(value: Any, split: str | None) -> list[str]:

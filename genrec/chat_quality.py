@@ -112,16 +112,14 @@ def measure_chat(run: Run, n: int = CONVERSATIONS) -> dict[str, Any]:
 def _measure(run: Run, n: int, out: Path) -> dict[str, Any]:
     engine = TorchEngine(Export.load(run.folder / "export"))
     trained = {message for message, _ in chat_samples(run.space)}
-    metrics: dict[str, dict[str, Any]] = {}
+    all_values: dict[str, np.ndarray] = {}
     examples: list[dict[str, Any]] = []
     for number, (held_out, name) in enumerate(SETS.items()):
         rng = np.random.default_rng([run.recipe.seed, 9, number])
         writer = Scriptwriter(run.space.catalogue, rng, seed=run.recipe.seed, held_out=held_out)
         scripts = [writer.conversation() for _ in range(n)]
         values, found = _compare(engine, writer, scripts, trained, rng)
-        for kind, of in values.items():
-            if not np.isnan(of).all():
-                metrics[", ".join(filter(None, (name, kind)))] = interval(of, run.recipe.seed)
+        all_values |= {", ".join(filter(None, (name, kind))): of for kind, of in values.items()}
         for script, query in list(zip(scripts, found, strict=True))[:EXAMPLES]:
             examples.append(
                 {
@@ -131,6 +129,8 @@ def _measure(run: Run, n: int, out: Path) -> dict[str, Any]:
                 }
             )
     engine.close()
+    metrics = {name: interval(of, run.recipe.seed) for name, of in all_values.items() if not np.isnan(of).all()}
+    np.savez_compressed(out / "values.npz", allow_pickle=False, **all_values)
     write_json(out / "texts.json", {"task": "chat", "texts": n, "metrics": metrics, "examples": examples})
     return {"texts": n}
 

@@ -29,6 +29,7 @@ _NAMES = {
     "attributes": "attributes details features specs specifications properties",
     "price": "price listprice saleprice amount cost",
     "images": "images image imageurl imagepath picture pictures photo photos poster posterpath img cover",
+    "copy": "copy adcopy marketingcopy marketingtext salestext teaser blurb",
     "available": "available availability instock isavailable active",
 }
 _USER_ID = "userid user customerid customer reviewerid visitorid memberid sessionid session uid clientid accountid"

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from genrec.catalog import Catalogue
+from genrec.catalog import CONTROL, Catalogue
 from genrec.errors import ArtefactError, DataError
 from genrec.quarantine import Quarantine, stop_above
 from genrec.tables import read_table, text_column
 
 log = logging.getLogger(__name__)
-FIELDS = ("user_id", "item_id", "timestamp", "event", "weight")
+FIELDS = ("user_id", "item_id", "timestamp", "event", "weight", "review")
 _FILE = "log.parquet"
 _REASONS = (
     "no user_id",
@@ -43,12 +43,15 @@ class Log:
         offsets: int64 [U+1].
         items: int32 [E], rows of the catalogue.
         times: float64 [E], seconds for dates, else the file's own unit.
+        reviews: E texts that users wrote about their events, empty where there is none; None: the file has no such
+            column.
     """
 
     user_ids: list[str]
     offsets: np.ndarray
     items: np.ndarray
     times: np.ndarray
+    reviews: list[str] | None = None
 
     def history(self, user: int) -> np.ndarray:
         """A user's items, oldest first, int32."""
@@ -65,6 +68,9 @@ class Log:
                 "times": pa.LargeListArray.from_arrays(offsets, pa.array(self.times, pa.float64())),
             }
         )
+        if self.reviews is not None:
+            reviews = pa.LargeListArray.from_arrays(offsets, pa.array(self.reviews, pa.string()))
+            table = table.append_column("reviews", reviews)
         pa.parquet.write_table(table, folder / _FILE)
 
     @classmethod
@@ -84,6 +90,7 @@ class Log:
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             items=pc.list_flatten(table["items"]).to_numpy().astype(np.int32, copy=False),
             times=pc.list_flatten(table["times"]).to_numpy(),
+            reviews=pc.list_flatten(table["reviews"]).to_pylist() if "reviews" in table.column_names else None,
         )
 
 
@@ -94,7 +101,7 @@ def read_log(
 
     Args:
         path: JSONL, CSV or Parquet with user_id, item_id and timestamp (numbers or ISO dates; without a time
-            zone they count as UTC).
+            zone they count as UTC); review, where there is one.
         columns: our field -> their column, where the names differ.
         catalogue: events of other items are bad.
         max_bad_share: stop when more of the rows than this are bad.
@@ -149,9 +156,19 @@ def read_log(
         offsets=np.append(starts, len(rows)).astype(np.int64),
         items=item[rows],
         times=time[rows],
+        reviews=_reviews(path, table["review"].take(pa.array(rows))) if "review" in table.column_names else None,
     )
     log.info("%s: %d users, %d events", path, len(result.user_ids), len(rows))
     return result, bad
+
+
+def _reviews(path: Path, column: pa.ChunkedArray) -> list[str]:
+    if pa.types.is_nested(column.type):
+        raise DataError(
+            f"{path}: review holds {column.type}, expected text; name another column in the recipe "
+            "(data.interaction_columns: {review: YOUR_COLUMN})"
+        )
+    return [CONTROL.sub("", text or "") for text in text_column(column).to_pylist()]
 
 
 def _set_aside(

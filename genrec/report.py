@@ -7,7 +7,7 @@ import importlib.resources
 import io
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from genrec.evaluate import cells
 log = logging.getLogger(__name__)
 THUMBNAIL_PX = 96
 THUMBNAIL_BUDGET = 2_000_000  # characters of data URIs per report; later pictures become placeholders
-MAX_EXAMPLES, MAX_SHOWN = 12, 10
+MAX_EXAMPLES, MAX_SHOWN, MAX_TEXTS = 12, 10, 10
 MAX_POINTS = 300
 INK, ACCENT = "#010203", "#010204"  # stand-ins in the figures, replaced by the page's own colours
 NOT_DRAWN = ("step", "epoch", "learning_rate")  # the axis, and what the recipe says
@@ -52,6 +52,42 @@ class Example:
     taken: list[Shown] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Written:
+    """One text as the model wrote it.
+
+    Attributes:
+        item: what it is about.
+        user_id: for whom.
+        history: what they had, oldest first.
+        style: that was asked for.
+        text: the model's.
+        reference: what a perfect writer, or a person, wrote.
+    """
+
+    item: Shown
+    user_id: str
+    history: list[Shown]
+    style: str
+    text: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of one task: how good they are, and some of them as they came out.
+
+    Attributes:
+        task: its name.
+        metrics: name -> {"mean", "ci95"}, see `genrec.text_quality.measure`.
+        examples: not chosen by how good they are.
+    """
+
+    task: str
+    metrics: dict[str, Any]
+    examples: list[Written]
+
+
 def write_report(
     path: Path,
     *,
@@ -61,6 +97,7 @@ def write_report(
     sid_report: dict[str, Any],
     examples: list[Example],
     settings: dict[str, Any],
+    texts: Sequence[Texts] = (),
 ) -> None:
     """Write the report, whole or not at all, well under 3 MB.
 
@@ -72,6 +109,7 @@ def write_report(
         sid_report: ``SemanticIds.report``: single values, and ``levels`` with one dictionary per level.
         examples: users to show; the first twelve are, with their newest and best ten items.
         settings: the resolved recipe.
+        texts: what the model wrote, task by task; the first ten examples of each are shown.
 
     Raises:
         ArtefactError: the disk is full or the folder is read-only; the old report is untouched.
@@ -94,6 +132,7 @@ def write_report(
         curves=_curves(curves),
         sid_values={name: value for name, value in sid_report.items() if not isinstance(value, list | dict)},
         sid_levels=sid_report.get("levels", []),
+        texts=[(of.task, _values(of.metrics), of.examples[:MAX_TEXTS]) for of in texts],
         examples=[_clip(example) for example in examples[:MAX_EXAMPLES]],
         picture=_Pictures().uri,
         settings=list(_flat(settings)),
@@ -130,6 +169,15 @@ def _table(block: dict[str, Any], part: str) -> dict[str, Any]:
     if part == "models" and fitted:
         best = max(fitted, key=lambda name: fitted[name]["ndcg@10"]["mean"])
     return {"header": header, "rows": [[cell.split("|") for cell in row] for row in rows], "best": best}
+
+
+def _values(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The same for named values with their intervals."""
+    rows = []
+    for name, value in metrics.items():
+        ends = "|{:.3f} to {:.3f}".format(*value["ci95"]) if value["ci95"] else ""
+        rows.append([[name], f"{value['mean']:.3f}{ends}".split("|")])
+    return {"header": ["measure", "mean"], "rows": rows, "best": None}
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,17 @@ import torch
 
 from genrec.artefacts import key_at, run_stage, write_json
 from genrec.bases import load_base
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ConfigError
 from genrec.faithful import Checker, words
 from genrec.metrics import ci95
 from genrec.pipeline import Run
 from genrec.reader import CANDIDATES, chance_of_right, overlap
+from genrec.reference_scores import bert_score, rouge_l, rouge_n
 from genrec.serving.engine import TextRequest
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
-from genrec.splits import Cases
-from genrec.training.texts import held_out_items, held_out_users
+from genrec.text_subjects import Subject, human_subjects, subjects
+from genrec.training.texts import held_out_items
 from genrec.workspace import Workspace
 from genrec.writer import PICTURE_ONLY, STYLES, TASKS, Writer
 
@@ -37,38 +37,6 @@ TEXTS = 300
 EXAMPLES = 10
 MAX_TOKENS = 128
 Values = dict[str, np.ndarray]  # metric -> float64 [n], NaN where a text says nothing about it
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One text to write: for whom, about what, in which style."""
-
-    user: str
-    history: list[int]
-    row: int
-    style: str
-
-
-def subjects(space: Workspace, n: int, seed: int) -> list[Subject]:
-    """Users about whom no text was trained, each with one random available item that is not in the history.
-
-    Raises:
-        DataError: too few such users for the reader.
-    """
-    cases: Cases = space.split.test
-    apart = held_out_users(len(space.user_ids), space.recipe.seed)
-    found = [i for i, user in enumerate(cases.users) if apart[user]]
-    if len(found) < CANDIDATES:
-        raise DataError(f"{len(found)} held-out users with a test case, the reader needs {CANDIDATES}; use more users")
-    rng = np.random.default_rng([seed, 3])
-    rows = np.flatnonzero(space.catalogue.available)
-    chosen = []
-    for i in rng.permutation(found)[:n]:
-        history = cases.histories[i].tolist()
-        user = space.user_ids[cases.users[i]]
-        row = int(rng.choice(np.setdiff1d(rows, history)))
-        chosen.append(Subject(user, history, row, space.writer.style(user, rng)))
-    return chosen
 
 
 def truth_values(checker: Checker, task: str, subject: Subject, text: str) -> dict[str, float]:
@@ -136,18 +104,43 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / max(1, len(grams))
 
 
+def _frozen_base(space: Workspace) -> tuple[Any, int]:
+    """The base as it was before training, and the token that its texts begin with."""
+    lm, _ = load_base(space.base_path, space.recipe.backbone.load_in, space.recipe.backbone.trust_remote_code)
+    return lm.eval(), space.layout.eos if space.layout.bos is None else space.layout.bos
+
+
 @torch.inference_mode()
 def log_perplexity(space: Workspace, texts: Sequence[str]) -> np.ndarray:
     """Mean negative log-likelihood in nats per token under the frozen base, for each text: float64 [n]."""
-    lm, _ = load_base(space.base_path, space.recipe.backbone.load_in, space.recipe.backbone.trust_remote_code)
-    lm.eval()
-    start = space.layout.eos if space.layout.bos is None else space.layout.bos
+    lm, start = _frozen_base(space)
     values = np.full(len(texts), np.nan)
     for i, text in enumerate(texts):
         ids = torch.tensor([[start, *space.prompter.text_ids(text)]], device=lm.device)
         if ids.shape[1] > 1:
             values[i] = lm(ids, labels=ids).loss.item()
     return values
+
+
+def reference_values(space: Workspace, texts: Sequence[str], references: Sequence[str]) -> Values:
+    """ROUGE and BERTScore of each text against a person's: metric -> float64 [n].
+
+    Beside them the same texts against what was written about another item, which a text that says something beats.
+    """
+    lm, start = _frozen_base(space)
+    turned = [*references[1:], references[0]]
+
+    def scores(against: Sequence[str]) -> Values:
+        pairs = list(zip(texts, against, strict=True))
+        ids = [(space.prompter.text_ids(text), space.prompter.text_ids(other)) for text, other in pairs]
+        return {
+            "rouge-1": np.array([rouge_n(text, other, 1) for text, other in pairs]),
+            "rouge-2": np.array([rouge_n(text, other, 2) for text, other in pairs]),
+            "rouge-l": np.array([rouge_l(text, other) for text, other in pairs]),
+            "bertscore": bert_score(lm, ids, start),
+        }
+
+    return scores(references) | {f"{name}, another's text": of for name, of in scores(turned).items()}
 
 
 def measure(run: Run, task: str, n: int = TEXTS) -> dict[str, Any]:
@@ -159,7 +152,8 @@ def measure(run: Run, task: str, n: int = TEXTS) -> dict[str, Any]:
         n: at most so many texts.
 
     Returns:
-        {"task", "texts", "metrics": {name: {"mean", "ci95"}}, "examples"}; perplexity in nats per token.
+        {"task", "texts", "metrics": {name: {"mean", "ci95"}}, "examples", "human_examples"}; perplexity in nats per
+        token; ROUGE and BERTScore of descriptions where people wrote texts, else no such metrics or examples.
 
     Raises:
         ConfigError: no such task, or one that the recipe did not train.
@@ -226,17 +220,25 @@ def _measure(run: Run, task: str, n: int, out: Path) -> dict[str, Any]:
     }
     references = [writer.write(task, s.style, s.user, s.history, s.row) for s in chosen]
     values["equal to the reference"] = np.array([float(a == b) for a, b in zip(texts, references, strict=True)])
+    people, human = human_subjects(space, n, seed) if task == "describe" else ([], [])
+    retold = texts_of(people) if people else []
+    if len(people) > 1:  # one text alone has no other to be compared with
+        values |= reference_values(space, retold, human)
     metrics = {name: interval(of, seed) for name, of in values.items() if not np.isnan(of).all()}
     if total := values["mentions"].sum():  # texts that mention nothing are not faithful, they are empty
         metrics["faithful mentions"] = {"mean": float(1 - values["untrue"].sum() / total), "ci95": None}
     for size in (1, 2):
         metrics[f"distinct-{size}"] = {"mean": distinct(texts, size), "ci95": None}
     np.savez_compressed(out / "values.npz", allow_pickle=False, **values)
-    examples = [
-        {"user": s.user, "item": ids[s.row], "style": s.style, "text": text, "reference": reference}
-        for s, text, reference in list(zip(chosen, texts, references, strict=True))[:EXAMPLES]
-    ]
-    write_json(out / "texts.json", {"task": task, "texts": len(texts), "metrics": metrics, "examples": examples})
+
+    def examples(of: Sequence[Subject], texts: Sequence[str], references: Sequence[str]) -> list[dict[str, str]]:
+        return [
+            {"user": s.user, "item": ids[s.row], "style": s.style, "text": text, "reference": reference}
+            for s, text, reference in list(zip(of, texts, references, strict=True))[:EXAMPLES]
+        ]
+
+    shown = {"examples": examples(chosen, texts, references), "human_examples": examples(people, retold, human)}
+    write_json(out / "texts.json", {"task": task, "texts": len(texts), "metrics": metrics, **shown})
     return {"texts": len(texts)}
 
 

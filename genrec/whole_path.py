@@ -14,14 +14,17 @@ import numpy as np
 
 from genrec.artefacts import key_at, peak_rss_mb, read_manifest, run_stage, write_json
 from genrec.baseline_rankings import rank_baseline
+from genrec.errors import DataError
 from genrec.evaluate import evaluate, load_per_user, save_per_user, top_items
 from genrec.interactions import Log
 from genrec.pipeline import Run
-from genrec.report import Example, Shown, write_report
+from genrec.report import Example, Shown, Texts, Written, write_report
 from genrec.splits import Cases
+from genrec.writer import TASKS
 
 log = logging.getLogger(__name__)
 EXAMPLES = 12
+HAD = 5  # items of a history beside a text
 QUANTISED_USERS = 300
 
 
@@ -39,7 +42,7 @@ def whole_path(run: Run) -> dict[str, Any]:
     export = run.export()
     if run.recipe.serve.quantise:
         quantise_and_compare(export, run.recipe.serve.quantise, QUANTISED_USERS, run.force)
-    report_run(run, metrics)
+    report_run(run, metrics, measure_texts(run))
     log.info("%s: whole path in %.0f s, peak memory %.0f MB", run.folder, time.monotonic() - started, peak_rss_mb())
     return metrics
 
@@ -169,8 +172,25 @@ def quantise_and_compare(export: Path, methods: Sequence[str], users: int, force
     return table
 
 
-def report_run(run: Run, metrics: dict[str, Any]) -> None:
-    """report.html: the table, the curves, the ids, a dozen users with pictures."""
+def measure_texts(run: Run) -> list[dict[str, Any]]:
+    """texts/: the texts.json of every writing task in the mixture; none where the test users are too few to tell."""
+    from genrec.text_quality import measure
+
+    try:
+        return [measure(run, task) for task in TASKS if getattr(run.recipe.finetune.mixture, task)]
+    except DataError as err:
+        log.warning("texts: not measured: %s", err)
+        return []
+
+
+def report_run(run: Run, metrics: dict[str, Any], texts: Sequence[dict[str, Any]] = ()) -> None:
+    """report.html: the table, the curves, the ids, texts, a dozen users with pictures.
+
+    Args:
+        run: whose stages are there, up to eval/.
+        metrics: its metrics.json.
+        texts: its texts.json, task by task.
+    """
     space, cases = run.space, run.space.split.test
     catalogue = space.catalogue
     rankings = np.load(run.folder / "eval" / "rankings.npz")["genrec"]
@@ -190,6 +210,13 @@ def report_run(run: Run, metrics: dict[str, Any]) -> None:
             if i >= 0
         ]
 
+    case = {users[user]: c for c, user in enumerate(cases.users)}
+
+    def written(of: dict[str, str]) -> Written:
+        item = shown(np.array([catalogue.index[of["item"]]]), -1)[0]
+        had = shown(cases.histories[case[of["user"]]][-HAD:], -1)
+        return Written(item, of["user"], had, of["style"], of["text"], of["reference"])
+
     examples = [
         Example(
             users[cases.users[c]],
@@ -208,4 +235,8 @@ def report_run(run: Run, metrics: dict[str, Any]) -> None:
         sid_report=read_manifest(run.folder / "semantic_ids")["result"],
         examples=examples,
         settings=json.loads(run.recipe.model_dump_json()),
+        texts=[
+            Texts(of["task"], of["metrics"], [written(one) for one in of["human_examples"] or of["examples"]])
+            for of in texts
+        ],
     )

@@ -23,6 +23,7 @@ from genrec.bases import load_base
 from genrec.catalog import Catalogue
 from genrec.config import Recipe
 from genrec.encoders.features import Features
+from genrec.human_texts import HumanTexts
 from genrec.interactions import Log
 from genrec.prompts import Layout, Prompter
 from genrec.semantic_ids import SemanticIds
@@ -98,6 +99,11 @@ class Workspace:
     def user_ids(self) -> list[str]:
         """The log's users, in the order that splits number them."""
         return Log.load(self.shared / "interactions").user_ids
+
+    @cached_property
+    def human_texts(self) -> HumanTexts:
+        """What people wrote about the items, where the files have it."""
+        return HumanTexts(self.catalogue, Log.load(self.shared / "interactions"))
 
     @cached_property
     def writer(self) -> Writer:

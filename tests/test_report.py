@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from genrec.errors import ArtefactError
-from genrec.report import Example, Shown, write_report
+from genrec.report import Example, Shown, Texts, Written, write_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 ATTACK = '<script>alert("x")</script>'
@@ -185,6 +185,24 @@ def test_noisy_pictures_of_many_users_stay_under_three_megabytes(tmp_path):
     tree = Tree(page)
     assert sum(tag == "article" for tag, _ in tree.tags) == 12
     assert sum(tag == "li" for tag, _ in tree.tags) == 12 * 30
+
+
+def test_texts_stand_beside_their_pictures_as_they_came_out(tmp_path):
+    Image.new("RGB", (9, 9), (250, 10, 10)).save(tmp_path / "red.png")
+    about, had = Shown("a", "Red lamp", str(tmp_path / "red.png")), [Shown("b", "Blue mug")]
+    examples = [Written(about, f"user {i}", had, "long plain", f"{ATTACK} {i}", f"Right {i}") for i in range(12)]
+    metrics = {"faithful": value(0.5, 0.4, 0.6), "distinct-1": {"mean": 0.25, "ci95": None}}
+    page = make_page(tmp_path, texts=[Texts("describe", metrics, examples)])
+    tree = Tree(page)
+    labels = [attributes.get("aria-label") for tag, attributes in tree.tags if tag == "article"]
+    assert labels == [f"describe for user {i}" for i in range(10)]
+    assert [text for text in tree.texts if text.startswith(ATTACK)] == [f"{ATTACK} {i}" for i in range(10)]
+    assert {"Right 0", "long plain", "faithful", "0.500", "0.400 to 0.600", "0.250", "Blue mug"} <= set(tree.texts)
+    pictures = [attributes for tag, attributes in tree.tags if tag == "img"]
+    assert [picture["alt"] for picture in pictures] == ["Picture of Red lamp"] * 10
+    assert all(picture["src"].startswith("data:image/jpeg;base64,") for picture in pictures)
+    assert "#texts" in {attributes.get("href") for _, attributes in tree.tags}
+    assert 'id="texts"' not in make_page(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -11,7 +11,8 @@ from genrec.config import resolve_recipe
 from genrec.errors import ConfigError
 from genrec.pipeline import Run
 from genrec.scratch import train_tokenizer
-from genrec.text_quality import distinct, measure, subjects, swap_pairs, swap_values
+from genrec.text_quality import distinct, measure, swap_pairs, swap_values
+from genrec.text_subjects import subjects
 from genrec.training.texts import (
     assignments,
     chat_samples,
@@ -123,6 +124,8 @@ def test_measures_have_controls_and_examples(writing: Run) -> None:
     assert 0 <= metrics["personal, item-only writer"]["mean"] < 0.2
     assert metrics["log perplexity"]["mean"] > 0
     assert {"user", "item", "style", "text", "reference"} == set(result["examples"][0])
+    assert result["human_examples"] == []
+    assert "rouge-l" not in metrics  # nobody wrote about these items
     kept = json.loads((writing.folder / "texts" / "describe" / "texts.json").read_text())
     assert kept == result
     with np.load(writing.folder / "texts" / "describe" / "values.npz") as values:

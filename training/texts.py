@@ -57,7 +57,7 @@ class Assignment:
         history: catalogue rows, oldest first.
         row: the item.
         style: of the text.
-        text: the perfect writer's.
+        text: what a person wrote, where there is such a text for a description; else the perfect writer's.
     """
 
     task: str
@@ -90,7 +90,8 @@ def assignments(space: Workspace) -> list[Assignment]:
                 row = int(history[at] if own else rng.choice(known))
                 name, before = space.user_ids[user], history[: at if rng.random() >= NEW_SHARE else 0]
                 style = space.writer.style(name, rng)
-                text = space.writer.write(task, style, name, before, row)
+                human = space.human_texts.of(name, row) if task == "describe" else None
+                text = human or space.writer.write(task, style, name, before, row)
                 chosen.append(Assignment(task, before, row, style, text))
     return chosen
 
