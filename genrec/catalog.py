@@ -113,6 +113,9 @@ class Catalogue:
         available = np.concatenate([self.available, other.available[new]])
         for row, at in both:
             prices[row], available[row] = other.prices[at], other.available[at]
+        copies = None
+        if self.copies is not None or other.copies is not None:
+            copies = column(self.copies or [""] * len(self), other.copies or [""] * len(other))
         return Catalogue(
             item_ids=column(self.item_ids, other.item_ids),
             titles=column(self.titles, other.titles),
@@ -122,6 +125,7 @@ class Catalogue:
             prices=prices,
             images=column(self.images, other.images),
             available=available,
+            copies=copies,
         )
 
     def texts(self) -> list[str]:
@@ -234,7 +238,7 @@ def read_catalogue(
     bad.check(max_bad_share)
     if not good:
         raise DataError(f"{path}: none of the {bad.n_rows} rows is usable: {bad.counts}")
-    catalogue = _of_rows(good, images)
+    catalogue = _of_rows(good, images, with_copies="copy" in table.column_names)
     log.info("%s: %d items, %d with a picture", path, len(good), len(good) - images.count(None))
     return catalogue, bad
 
@@ -256,10 +260,10 @@ def catalogue_of(rows: Mapping[str, Mapping[str, Any]], images: list[str | None]
             good[item_id] = _parse(raw, max_text_chars)
         except _BadRowError as err:
             raise DataError(f"item {item_id[:100]!r}: {err}") from None
-    return _of_rows(good, images)
+    return _of_rows(good, images, with_copies=any("copy" in raw for raw in rows.values()))
 
 
-def _of_rows(good: Mapping[str, Mapping[str, Any]], images: list[str | None]) -> Catalogue:
+def _of_rows(good: Mapping[str, Mapping[str, Any]], images: list[str | None], with_copies: bool) -> Catalogue:
     items = list(good.values())
     return Catalogue(
         item_ids=list(good),
@@ -270,7 +274,7 @@ def _of_rows(good: Mapping[str, Mapping[str, Any]], images: list[str | None]) ->
         prices=np.array([item["price"] for item in items], np.float32),
         images=images,
         available=np.array([item["available"] for item in items], bool),
-        copies=[item["copy"] for item in items] if "copy" in table.column_names else None,
+        copies=[item["copy"] for item in items] if with_copies else None,
     )
 
 
