@@ -31,6 +31,7 @@ from genrec.adapters.newcomers import Newcomers
 from genrec.artefacts import file_hash, read_manifest
 from genrec.catalog import Catalogue
 from genrec.errors import ArtefactError
+from genrec.likeness import Likeness
 from genrec.mentions import MentionFinder
 from genrec.prompts import Layout, Prompt, Prompter
 
@@ -71,7 +72,9 @@ class Export:
 
     @cached_property
     def prompter(self) -> Prompter:
-        return Prompter(self.tokenizer, self.layout, self.codes, catalogue=self.catalogue)
+        profile = None if self.item_scores is None else self.item_scores.profile
+        likeness = None if profile is None else Likeness({name: profile.keys(name) for name in profile.names})
+        return Prompter(self.tokenizer, self.layout, self.codes, catalogue=self.catalogue, likeness=likeness)
 
     @cached_property
     def mention_finder(self) -> MentionFinder:
