@@ -297,7 +297,7 @@ class Run:
         }
         inputs = {"catalog": key_at(self.shared / "catalog")} if scratch else {}
         if taught:
-            inputs["interactions"] = key_at(self.shared / "interactions")
+            inputs |= {"interactions": key_at(self.shared / "interactions"), **self._feature_keys()}
         config = Path(backbone.base) / "config.json"
         if not scratch and config.is_file():
             inputs["config"] = file_hash(config)

@@ -25,6 +25,7 @@ from genrec.config import Recipe
 from genrec.encoders.features import Features
 from genrec.human_texts import HumanTexts
 from genrec.interactions import Log
+from genrec.likeness import Likeness
 from genrec.prompts import Layout, Prompter
 from genrec.semantic_ids import SemanticIds
 from genrec.splits import Cases, Split
@@ -93,7 +94,8 @@ class Workspace:
 
     @cached_property
     def prompter(self) -> Prompter:
-        return Prompter(self.tokenizer, self.layout, self.semantic_ids.codes, catalogue=self.catalogue)
+        codes = self.semantic_ids.codes
+        return Prompter(self.tokenizer, self.layout, codes, catalogue=self.catalogue, likeness=self.likeness)
 
     @cached_property
     def user_ids(self) -> list[str]:
@@ -132,6 +134,11 @@ class Workspace:
     def key_space(self) -> KeySpace:
         """Fitted on what training may look at."""
         return KeySpace.fit(self.features, ~self.split.cold, self.recipe.backbone.profile or WIDTH)
+
+    @cached_property
+    def likeness(self) -> Likeness | None:
+        """In what histories are alike, by the profile's keys; None where there are none."""
+        return Likeness(self.content_keys) if self.recipe.backbone.profile and self.features else None
 
     @cached_property
     def log_tables(self) -> tuple[Table | None, Table | None]:

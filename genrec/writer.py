@@ -93,26 +93,31 @@ def compose(task: str, style: str, brief: Brief) -> str:
     title, playful = brief.title, tone == "playful"
     if task == "explain":
         chosen = " and ".join(brief.evidence[: 1 if length == "short" else 2])
-        facts = _listed(brief.facts[: 1 if length == "short" else 2])
+        facts = told(DEFAULT_STYLE, brief.facts[: 1 if length == "short" else 2])
         if playful:
             return (f"Remember {chosen}? " if chosen else "") + f"Meet {title}" + (f": {facts}!" if facts else "!")
         return (f"You chose {chosen}. " if chosen else "") + title + (f" goes with {facts}." if facts else ".")
     if task == "headline":
-        facts = _listed(brief.facts[: 1 if length == "short" else 2])
+        facts = told(DEFAULT_STYLE, brief.facts[: 1 if length == "short" else 2])
         if playful:
             return (f"Hey, {facts}! " if facts else "") + f"{title}!"
         return title + (f", {facts}" if facts else "")
+    facts = told(style, brief.facts[: 2 if length == "short" else 3])
     if length == "short":
-        facts = _listed(brief.facts[:2])
         if playful:
             return (f"Hey, {facts}! " if facts else "") + f"Meet {title}!"
         return title + (f" with {facts}." if facts else ".")
     if playful:
-        return "".join(f"Look, {name} {value}! " for name, value in brief.facts[:3]) + f"Say hello to {title}!"
-    return f"This is {title}." + "".join(f" Its {name} is {value}." for name, value in brief.facts[:3])
+        return (f"{facts} " if facts else "") + f"Say hello to {title}!"
+    return f"This is {title}." + (f" {facts}" if facts else "")
 
 
-def _listed(facts: Sequence[Fact]) -> str:
+def told(style: str, facts: Sequence[Fact]) -> str:
+    """Facts in the wording of a style's descriptions; empty without facts."""
+    if style == "long plain":
+        return " ".join(f"Its {name} is {value}." for name, value in facts)
+    if style == "long playful":
+        return " ".join(f"Look, {name} {value}!" for name, value in facts)
     return " and ".join(f"{name} {value}" for name, value in facts)
 
 
@@ -144,10 +149,10 @@ class Writer:
             return fields_of(self.catalogue, row)
         return [(name, VALUES[name][values[self._row[row]]]) for name, values in self.truth.attributes.items()]
 
-    def looks(self, row: int) -> str:
-        """What an item's picture shows, "colour red, shape star, pattern plain"; empty where nothing is known of it."""
+    def looks(self, row: int) -> list[Fact]:
+        """What an item's picture shows; empty where nothing is known of it."""
         known = dict(self.all_fields(row))
-        return ", ".join(f"{name} {known[name][:MAX_CHARS]}" for name in self.shown if name in known)
+        return [(name, known[name][:MAX_CHARS]) for name in self.shown if name in known]
 
     def style(self, user_id: str, rng: np.random.Generator) -> str:
         """The user's planted style, or any one where none is known."""

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from genrec.catalog import Catalogue
 from genrec.errors import ConfigError
+from genrec.likeness import NOTHING, Likeness
 from genrec.writer import DEFAULT_STYLE, card, evidence_of, title_of
 
 TASKS = ("next_item", "item_text", "id_text", "text_id", "looks", "describe", "explain", "headline", "chat_query")
@@ -210,9 +211,10 @@ def writing_parts(
     text: str | None = None,
     evidence: Sequence[int] | None = None,
     template: str | None = None,
+    likeness: Likeness | None = None,
 ) -> list[Part]:
-    """What a writing task's prompt consists of; arguments as in `Prompter.write`."""
-    values: dict[str, Any] = {}
+    """What a writing task's prompt consists of; arguments as in `Prompter` and `Prompter.write`."""
+    values: dict[str, Any] = {"alike": NOTHING if likeness is None else likeness.words(history)}
     if task == "explain":
         if evidence is None:
             evidence = [] if catalogue is None else evidence_of(catalogue, history, row)
@@ -243,6 +245,7 @@ class Prompter:
         codes: np.ndarray,
         max_text_tokens: int = 256,
         catalogue: Catalogue | None = None,
+        likeness: Likeness | None = None,
     ):
         """
         Args:
@@ -251,8 +254,10 @@ class Prompter:
             codes: int32 [N, L] semantic ids.
             max_text_tokens: longer text values are cut.
             catalogue: whose titles and attributes the writing prompts show; None: they show none.
+            likeness: in what a history's items are alike, which the writing prompts say; None: in nothing.
         """
         self.catalogue = catalogue
+        self.likeness = likeness
         self.layout = layout
         self.sids = layout.sid_tokens(codes)  # [N, L]
         self.max_text_tokens = max_text_tokens
@@ -316,9 +321,9 @@ class Prompter:
         """Item -> its text (given: a training sample)."""
         return self.encode(render("item_text", item=Item(row), answer=Answer(text)))
 
-    def looks(self, row: int, text: str | None = None) -> Prompt:
-        """Item -> what its picture shows, from its soft tokens alone (given: a training sample)."""
-        return self.encode(render("looks", item=Item(row), answer=Answer(text)))
+    def looks(self, row: int, style: str, text: str | None = None) -> Prompt:
+        """Soft tokens alone -> what the item's picture shows, in a style's wording (given: a training sample)."""
+        return self.encode(render("looks", item=Item(row), style=style, answer=Answer(text)))
 
     def item(self, row: int) -> Item:
         """What templates see of a catalogue row."""
@@ -334,7 +339,7 @@ class Prompter:
 
     def parts(self, task: str, history: Sequence[int] | np.ndarray, row: int, **values: Any) -> list[Part]:
         """What a writing task's prompt consists of; arguments as in `write`."""
-        return writing_parts(self.catalogue, task, history, row, **values)
+        return writing_parts(self.catalogue, task, history, row, likeness=self.likeness, **values)
 
     def write(self, task: str, history: Sequence[int] | np.ndarray, row: int, **values: Any) -> Prompt:
         """History and item -> a text about the item.

@@ -34,6 +34,7 @@ from genrec.adapters.newcomers import Newcomers
 from genrec.artefacts import MANIFEST, file_hash, key_of, read_manifest
 from genrec.catalog import Catalogue
 from genrec.errors import ArtefactError
+from genrec.likeness import Likeness
 from genrec.mentions import MentionFinder
 from genrec.prompts import Layout, Prompt, Prompter
 from genrec.serving.intake import INTAKE, Intake
@@ -77,7 +78,9 @@ class Export:
 
     @cached_property
     def prompter(self) -> Prompter:
-        return Prompter(self.tokenizer, self.layout, self.codes, catalogue=self.catalogue)
+        profile = None if self.item_scores is None else self.item_scores.profile
+        likeness = None if profile is None else Likeness({name: profile.keys(name) for name in profile.names})
+        return Prompter(self.tokenizer, self.layout, self.codes, catalogue=self.catalogue, likeness=likeness)
 
     @cached_property
     def mention_finder(self) -> MentionFinder:

@@ -15,6 +15,7 @@ from genrec.pipeline import Run
 from genrec.prompts import Answer, Item, render
 from genrec.training.align import info_nce, nll_per_prompt, text_embeddings, weights_hash
 from genrec.training.texts import held_out_items
+from genrec.writer import DEFAULT_STYLE, told
 from tests.conftest import tiny_recipe
 
 
@@ -91,10 +92,10 @@ def test_a_scratch_base_tuned_along_reads_pictures_that_the_catalogue_does_not_t
     assert weights_hash(backbone.lm) == result["llm_sha256"]  # the tuned base goes on into fine-tuning
     apart = held_out_items(60, recipe.seed)
     rows = [row for row in range(60) if not apart[row]]
-    looks = {row: space.writer.looks(row) for row in rows}
-    own = nll_per_prompt(backbone, [space.prompter.looks(row, looks[row]) for row in rows], 128)
+    looks = {row: told(DEFAULT_STYLE, space.writer.looks(row)) for row in rows}
+    own = nll_per_prompt(backbone, [space.prompter.looks(row, DEFAULT_STYLE, looks[row]) for row in rows], 128)
     turned = zip(rows, rows[1:] + rows[:1], strict=True)
-    other = nll_per_prompt(backbone, [space.prompter.looks(b, looks[a]) for a, b in turned], 128)
+    other = nll_per_prompt(backbone, [space.prompter.looks(b, DEFAULT_STYLE, looks[a]) for a, b in turned], 128)
     assert own.mean() < other.mean() / 2
 
 

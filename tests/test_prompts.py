@@ -35,10 +35,22 @@ def test_golden_renders():
         Soft(3),
     ]
     assert render("item_text", item=a, answer=Answer("x")) == [SoftPrompt(), "Item:", Soft(7), Answer("x")]
-    assert render("looks", item=a, answer=Answer("x")) == [SoftPrompt(), "Item:", Soft(7), " Looks:", Answer("x")]
+    looks = render("looks", item=a, style="long plain", answer=Answer("x"))
+    assert looks == [SoftPrompt(), "Item:", Soft(7), " Looks, ", "long plain", ":", Answer("x")]
     b, c = Item(3), Item(8, "Red lamp", "Red lamp; use office")
-    begin = [SoftPrompt(), "History:", Sid(3), Soft(3), " Item:", Soft(8), " ", "Red lamp; use office"]
-    asked: dict[str, Any] = {"history": [b], "item": c, "style": "long plain", "answer": Answer(None)}
+    begin = [
+        SoftPrompt(),
+        "History:",
+        Sid(3),
+        Soft(3),
+        " Alike: ",
+        "words",
+        ". Item:",
+        Soft(8),
+        " ",
+        "Red lamp; use office",
+    ]
+    asked: dict[str, Any] = {"history": [b], "alike": "words", "item": c, "style": "long plain", "answer": Answer(None)}
     assert render("describe", **asked) == [*begin, ". Describe, ", "long plain", ":", Answer(None)]
     assert render("headline", **asked) == [*begin, ". Headline, ", "long plain", ":", Answer(None)]
     chosen = [". Chosen:", " ", "Red lamp", ".", " Explain, "]

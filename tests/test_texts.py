@@ -1,6 +1,7 @@
 """Training samples of text and their measures, on a tiny run."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -23,10 +24,18 @@ from genrec.training.texts import (
     looks_samples,
     text_samples,
 )
-from genrec.writer import PICTURE_ONLY, VALUES, Writer
+from genrec.writer import PICTURE_ONLY, STYLES, VALUES, Writer, told
 from tests.conftest import tiny_recipe
 
-MIXTURE = {"describe": 1.0, "explain": 0.5, "headline": 0.5, "id_text": 0.2, "text_id": 0.2, "looks": 0.2, "chat": 0.5}
+MIXTURE = {
+    "describe": 1.0,
+    "explain": 0.5,
+    "headline": 0.5,
+    "id_text": 0.2,
+    "text_id": 0.2,
+    "looks": 0.2,
+    "chat": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +79,31 @@ def test_looks_name_what_the_picture_shows_and_leave_items_out(writing: Run) -> 
     apart, truth = held_out_items(len(space.catalogue), space.recipe.seed), space.writer.truth
     assert apart.sum() == 6
     assert truth is not None
-    assert not any(apart[row] or space.split.cold[row] for row, _ in found)
-    for row, text in found[:20]:
-        planted = [VALUES[name][truth.attributes[name][row]] for name in PICTURE_ONLY]
-        assert text == "colour {}, shape {}, pattern {}".format(*planted)
-    row, text = found[0]
-    prompt = space.prompter.looks(row, text)
+    assert not any(apart[row] or space.split.cold[row] for row, *_ in found)
+    first = set()
+    for row, style, text in found:
+        planted = [(name, VALUES[name][truth.attributes[name][row]]) for name in PICTURE_ONLY]
+        orders = [told(style, order) for order in itertools.permutations(planted)]
+        assert text in orders
+        first.add((style, orders.index(text) // 2))
+    assert {style for style, _ in first} == set(STYLES)
+    assert {place for _, place in first} == {0, 1, 2}  # every name comes first somewhere
+    row, style, text = found[0]
+    prompt = space.prompter.looks(row, style, text)
     assert space.tokenizer.decode(prompt.input_ids[prompt.targets][:-1]) == text
     assert {int(slot) // space.layout.soft_tokens for slot in prompt.slots if slot >= 0} == {row}
-    written = {a.row for a in assignments(space)}
-    assert written
-    assert not any(apart[row] for row in written)
+    written = assignments(space)
+    assert not any(apart[a.row] for a in written)
+    lengths = {len(a.history) for a in written}
+    assert 0 in lengths
+    assert min(lengths - {0}) >= 2  # half of the shortest training history, 4 events
 
 
 def test_looks_of_a_catalogue_are_the_attributes_that_the_recipe_names(writing: Run) -> None:
     catalogue = writing.space.catalogue
     writer = Writer(catalogue, shown=["use", "colour"])
-    assert writer.looks(3) == f"use {catalogue.attributes[3]['use']}"
-    assert Writer(catalogue).looks(3) == ""
+    assert writer.looks(3) == [("use", catalogue.attributes[3]["use"])]
+    assert Writer(catalogue).looks(3) == []
 
 
 def test_looks_of_nothing_are_refused(prepared: Run) -> None:
@@ -143,6 +159,8 @@ def test_understanding_is_measured_beside_its_controls(writing: Run, prepared: R
         assert metrics[f"{name}, right roles"] > 0.95
     assert {"messages", "query", "expected"} == set(result["examples"][0])
     assert json.loads((writing.folder / "texts" / "chat" / "texts.json").read_text()) == result
+    with np.load(writing.folder / "texts" / "chat" / "values.npz") as values:
+        assert values["held-out values"].mean() == metrics["held-out values"]
     with pytest.raises(ConfigError, match=r"set finetune\.mixture\.chat above 0"):
         measure_chat(prepared)
 

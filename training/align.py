@@ -29,6 +29,7 @@ from genrec.prompts import Answer, Item, Prompt, render
 from genrec.training.packing import PackedCollator, packed_rows
 from genrec.training.texts import held_out_items, looks_of
 from genrec.workspace import Workspace
+from genrec.writer import DEFAULT_STYLE, told
 
 log = logging.getLogger(__name__)
 TEMPERATURE = 0.07
@@ -109,7 +110,7 @@ def align(space: Workspace, out: Path) -> dict[str, Any]:
     n = len(texts)
     samples = [prompter.item_text(i, texts[i]) for i in range(n)]
     looks = looks_of(space) if settings.looks else []
-    pictures = {i: prompter.looks(i, text) for i, text in enumerate(looks) if text}
+    pictures = {i: prompter.looks(i, DEFAULT_STYLE, told(DEFAULT_STYLE, of)) for i, of in enumerate(looks) if of}
     row_tokens = max(len(s.input_ids) for s in [*samples, *pictures.values()])
     targets = text_embeddings(backbone, [prompter.encode([Answer(t)]) for t in texts])
     rng = np.random.default_rng(seed)
@@ -165,7 +166,7 @@ def align(space: Workspace, out: Path) -> dict[str, Any]:
     seen = [int(i) for i in measured if i in pictures]
     looks_nll = {}
     if len(seen) > 1:
-        others = [prompter.encode(render("looks", item=Item(b), answer=Answer(looks[a]))) for a, b in _turned(seen)]
+        others = [prompter.looks(b, DEFAULT_STYLE, told(DEFAULT_STYLE, looks[a])) for a, b in _turned(seen)]
         looks_nll = {
             "own": nll_per_prompt(backbone, [pictures[i] for i in seen], row_tokens),
             "other": nll_per_prompt(backbone, others, row_tokens),

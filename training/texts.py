@@ -12,7 +12,7 @@ from genrec.prompts import Answer, Item, Part, Prompt, render, writing_parts
 from genrec.query_schema import answers, questions
 from genrec.training.conversations import Scriptwriter
 from genrec.workspace import Workspace
-from genrec.writer import TASKS
+from genrec.writer import STYLES, TASKS, Fact, told
 
 OWN_SHARE = 0.5  # of the items written about, those the user took next; the rest is any known item
 NEW_SHARE = 0.3  # of the texts, those for a user of whom nothing is known
@@ -33,7 +33,7 @@ def held_out_items(n_items: int, seed: int) -> np.ndarray:
     return held
 
 
-def looks_of(space: Workspace) -> list[str]:
+def looks_of(space: Workspace) -> list[list[Fact]]:
     """What every item's picture shows, empty where nothing is known of it.
 
     Raises:
@@ -72,7 +72,8 @@ def assignments(space: Workspace) -> list[Assignment]:
 
     Half of the items are those that the user took next, half any: a writer that has only seen the former would guess
     an item's attributes from the history. Some texts are for nobody in particular: gateways have new users, and where
-    there is nothing else to read, a small model soon learns to read the item.
+    there is nothing else to read, a small model soon learns to read the item. The other prompts hold at least half of
+    the history: what a user cares about shows in repetition, and two events repeat by chance too.
     """
     mixture, split = space.recipe.finetune.mixture, space.split
     rng = np.random.default_rng([space.recipe.seed, 2])
@@ -85,7 +86,7 @@ def assignments(space: Workspace) -> list[Assignment]:
         for user, history in zip(split.train_users, split.train, strict=True):
             many = rng.poisson(getattr(mixture, task)) if len(history) > 1 and not apart[user] else 0
             for _ in range(many):
-                at = int(rng.integers(1, len(history)))
+                at = int(rng.integers(max(1, len(history) // 2), len(history)))
                 own = rng.random() < OWN_SHARE and int(history[at]) in about
                 row = int(history[at] if own else rng.choice(known))
                 name, before = space.user_ids[user], history[: at if rng.random() >= NEW_SHARE else 0]
@@ -108,7 +109,7 @@ def text_samples(space: Workspace) -> list[Prompt]:
     for row in rng.choice(known, rng.poisson(mixture.text_id * n)):
         prompts.append(prompter.text_id(int(row)))
     prompts += [prompter.chat_query(message, text) for message, text in chat_samples(space)]
-    prompts += [prompter.looks(row, text) for row, text in looks_samples(space)]
+    prompts += [prompter.looks(*sample) for sample in looks_samples(space)]
     return prompts
 
 
@@ -118,9 +119,14 @@ def exercises(space: Workspace) -> list[str]:
     The trained samples' own words only, so held-out users, values and phrasings stay held out.
     """
     catalogue = space.catalogue
-    parts = [writing_parts(catalogue, a.task, a.history, a.row, a.style, a.text) for a in assignments(space)]
+    like = space.likeness
+    parts = [
+        writing_parts(catalogue, a.task, a.history, a.row, a.style, a.text, likeness=like) for a in assignments(space)
+    ]
     parts += [render("chat_query", message=message, answer=Answer(text)) for message, text in chat_samples(space)]
-    parts += [render("looks", item=Item(row), answer=Answer(text)) for row, text in looks_samples(space)]
+    parts += [
+        render("looks", item=Item(row), style=style, answer=Answer(text)) for row, style, text in looks_samples(space)
+    ]
     return ["".join(_words(part) for part in of) for of in parts]
 
 
@@ -130,15 +136,22 @@ def _words(part: Part) -> str:
     return part if isinstance(part, str) else ""
 
 
-def looks_samples(space: Workspace) -> list[tuple[int, str]]:
-    """Known items, each with what its picture shows."""
+def looks_samples(space: Workspace) -> list[tuple[int, str, str]]:
+    """Known items, each with a style and what its picture shows in that style's wording.
+
+    In random order: one order would teach to name what stands there, not to look up what a name asks for.
+    """
     rng = np.random.default_rng([space.recipe.seed, 9])
     n = int(rng.poisson(space.recipe.finetune.mixture.looks * len(space.split.train)))
     if not n:
         return []
     looks, apart = looks_of(space), held_out_items(len(space.catalogue), space.recipe.seed)
     known = [row for row in np.flatnonzero(~space.split.cold & ~apart) if looks[row]]
-    return [(int(row), looks[row]) for row in rng.choice(known, n)]
+    samples = []
+    for row in rng.choice(known, n):
+        style = STYLES[rng.integers(len(STYLES))]
+        samples.append((int(row), style, told(style, rng.permutation(looks[row]).tolist())))
+    return samples
 
 
 def chat_samples(space: Workspace) -> list[tuple[str, str]]:
