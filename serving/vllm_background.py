@@ -19,6 +19,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -100,7 +101,8 @@ class AsyncEngine:
         self._llm: AsyncLLM | None = background.run(self._start(AsyncEngineArgs(**arguments)))
 
     async def _start(self, arguments: AsyncEngineArgs) -> AsyncLLM:
-        config: VllmConfig = arguments.create_engine_config()
+        # limits for throughput, as LLM has them: a server's 128 sequences at once would cut a level's beams in two
+        config: VllmConfig = arguments.create_engine_config(UsageContext.LLM_CLASS)
         v2 = config.use_v2_model_runner
         self.has_processor = v2 or config.speculative_config is None
         config.model_config.logits_processors = [PROCESSORS[v2]] if self.has_processor else None

@@ -214,15 +214,18 @@ class VllmEngine:
             DataError: unknown item ids or categories, or numbers out of range.
         """
         self._check_open()
-        searches = [self._checked(request) for request in requests]
+        export, trie = self._served
+        searches = [self._checked(export, trie, request) for request in requests]
+        scores_of = export.item_scores
+        likely = None if scores_of is None else scores_of([search.history for search in searches])  # [B, N]
 
         async def gather() -> list[list[RankedItem]]:
-            return await asyncio.gather(*(self._search(search) for search in searches))
+            rows = [None] * len(searches) if likely is None else likely.split(1)
+            return await asyncio.gather(*map(self._search, searches, rows))
 
-        return self._background.run(gather())
+        return self._background.run(gather()) if searches else []
 
-    def _checked(self, request: RecommendRequest) -> _Search:
-        export, trie = self._served
+    def _checked(self, export: Export, trie: Trie, request: RecommendRequest) -> _Search:
         catalogue = export.catalogue
         history = item_rows(catalogue, request.history)
         allowed = item_bitmap(
@@ -249,13 +252,12 @@ class VllmEngine:
         ids = token_ids(export, prompt)
         return export.splice(prompt, self._embedding) if ids is None else ids
 
-    async def _search(self, search: _Search) -> list[RankedItem]:
-        """Beam search as in `genrec.decode.beam_search`, by requests of one token."""
+    async def _search(self, search: _Search, likely: Tensor | None) -> list[RankedItem]:
+        """Beam search as in `genrec.decode.beam_search`, by requests of one token; what is likely: float32 [1, N]."""
         if not search.allowed.any():
             return []
-        scores_of, newcomers = search.export.item_scores, search.export.newcomers
+        newcomers = search.export.newcomers
         allowed = torch.from_numpy(search.allowed)[None]  # [1, N]
-        likely = None if scores_of is None else scores_of([search.history])
         items, scores = await self._beams(search, allowed if newcomers is None else newcomers.without(allowed), likely)
         if newcomers is not None:
             joined = newcomers.join(items[None], scores[None], likely, allowed, search.width)
@@ -266,9 +268,9 @@ class VllmEngine:
         return [RankedItem(ids[row], score, rank) for rank, (row, score) in enumerate(best, start=1)]
 
     async def _beams(self, search: _Search, allowed_items: Tensor, likely: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Items int64 [W] and scores float32 [W] of a search among bool [1, N], best first."""
+        """Items int64 [W] and scores float32 [W] of a search among bool [1, N], best first; none: [-1] and [-inf]."""
         if not allowed_items.any():
-            return torch.empty(0, dtype=torch.int64), torch.empty(0)
+            return torch.tensor([-1]), torch.tensor([-torch.inf])
         trie, layout = search.trie, search.export.layout
         allowed = trie.filter(allowed_items)
         prior = None if likely is None else trie.prior(likely)

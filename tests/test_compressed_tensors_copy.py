@@ -213,7 +213,7 @@ def test_only_vllm_serves_them(run_dir: Path, monkeypatch) -> None:
     with pytest.raises(ConfigError, match=r"engine torch: .* only vLLM reads; take the vllm engine"):
         make_engine(copy, "torch")
     asked = []
-    monkeypatch.setattr("genrec.serving.vllm_engine.VllmEngine", lambda export: asked.append(export))
+    monkeypatch.setattr("genrec.serving.vllm_engine.VllmEngine", lambda export, **_: asked.append(export))
     make_engine(copy, "auto")
     assert asked == [copy]
     monkeypatch.setattr(select_engine, "vllm_obstacle", lambda method: "vLLM is not installed")
