@@ -265,10 +265,10 @@ class Prompter:
         self._control = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.get_added_vocab().values())
         self._fixed: dict[str, list[int]] = {}
 
-    def with_items(self, codes: np.ndarray, catalogue: Catalogue) -> Prompter:
-        """The same for other items: codes int32 [N, L] and their catalogue."""
+    def with_items(self, codes: np.ndarray, catalogue: Catalogue, likeness: Likeness | None) -> Prompter:
+        """The same for other items: codes int32 [N, L], their catalogue and what compares them."""
         more = copy(self)
-        more.sids, more.catalogue = self.layout.sid_tokens(codes), catalogue
+        more.sids, more.catalogue, more.likeness = self.layout.sid_tokens(codes), catalogue, likeness
         return more
 
     def text_ids(self, text: str) -> list[int]:

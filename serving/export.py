@@ -76,11 +76,14 @@ class Export:
 
         return AutoTokenizer.from_pretrained(self.model_dir)
 
+    @property
+    def _likeness(self) -> Likeness | None:
+        profile = None if self.item_scores is None else self.item_scores.profile
+        return None if profile is None else Likeness({name: profile.keys(name) for name in profile.names})
+
     @cached_property
     def prompter(self) -> Prompter:
-        profile = None if self.item_scores is None else self.item_scores.profile
-        likeness = None if profile is None else Likeness({name: profile.keys(name) for name in profile.names})
-        return Prompter(self.tokenizer, self.layout, self.codes, catalogue=self.catalogue, likeness=likeness)
+        return Prompter(self.tokenizer, self.layout, self.codes, catalogue=self.catalogue, likeness=self._likeness)
 
     @cached_property
     def mention_finder(self) -> MentionFinder:
@@ -90,7 +93,7 @@ class Export:
         """The same model with other items: fields by name, rows of old items in their places."""
         more = dataclasses.replace(self, **items)
         more.__dict__["tokenizer"] = self.tokenizer  # the folder may hold another export by now
-        more.__dict__["prompter"] = self.prompter.with_items(more.codes, more.catalogue)
+        more.__dict__["prompter"] = self.prompter.with_items(more.codes, more.catalogue, more._likeness)
         return more
 
     def splice(self, prompt: Prompt, embedding: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ def test_the_vllm_engine_starts_nothing_on_another_export(folder, replace, monke
             stopped.append(self)
 
     monkeypatch.setattr(vllm_background, "AsyncEngine", Stub)
-    engine = VllmEngine(Export.load(folder))
+    engine = VllmEngine(Export.load(folder), speculative=True)
     replace(1)
     for _ in range(2):
         with pytest.raises(ArtefactError, match=REFUSED):
