@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from starlette.responses import StreamingResponse
 
+from genrec.artefacts import MANIFEST, write_json
 from genrec.serving.api_keys import Keys, add_key
 from genrec.serving.export import Export
 from genrec.serving.gateway import create_app
@@ -49,10 +50,14 @@ def export(torch_engine: TorchEngine, tmp_path_factory) -> Export:
         images.append(None if row % 5 == 0 else str(path))
     titles = [HOSTILE, *catalogue.titles[1:]]
     manifest = torch_engine.export.manifest
+    manifest = {**manifest, "result": {**manifest["result"], "tasks": ["explain"]}}
+    copy = shutil.copytree(torch_engine.export.folder, folder / "export")
+    write_json(copy / MANIFEST, manifest)  # the gateway looks whether it is still the export that was loaded
     return dataclasses.replace(
         torch_engine.export,
+        folder=copy,
         catalogue=dataclasses.replace(catalogue, images=images, titles=titles),
-        manifest={**manifest, "result": {**manifest["result"], "tasks": ["explain"]}},
+        manifest=manifest,
     )
 
 
