@@ -18,6 +18,7 @@ from genrec.serving.torch_engine import TorchEngine
 from genrec.whole_path import whole_path
 from tests.engines import FaultyEngine
 from tests.export_fixture import make_export
+from tests.postgres_fixture import Cluster, cluster
 
 # widths in multiples of 64, so that NF4 has layers to work on; short rows, so that an epoch has several steps
 RECIPE: dict[str, Any] = {
@@ -115,3 +116,18 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("no right to mount a small disk here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL of one test file, which may stop it."""
+    with cluster() as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A user store's address, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/users.sqlite3"
+    return str(request.getfixturevalue("postgres").url)

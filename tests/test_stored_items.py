@@ -16,22 +16,8 @@ from genrec.serving.stored_items import ConflictError, StoredItem, StoredItems
 from genrec.serving.user_store import UserStore
 from tests.gateway_fixture import PATIENCE_S, Process, http
 from tests.growing_export import make_parts, picture, write
-from tests.postgres_fixture import Cluster, cluster
 
 GATEWAY = str(Path(__file__).with_name("gateway_process.py"))
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Cluster]:
-    with cluster() as made:
-        yield made
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/users.sqlite3"
-    return str(request.getfixturevalue("postgres").url)
 
 
 @pytest.fixture

@@ -242,13 +242,24 @@ def test_clcrec_finds_new_items_and_does_not_where_content_says_nothing() -> Non
     assert trial.method < trial.oracle
 
 
+def assert_trained(recipe: SystemRecipe, steps: int) -> None:
+    """So many steps of each stage move weights, and leave finite features of every item."""
+    table = tiny(recipe)
+    before, system = fresh(recipe, table, 0).state_dict(), train(recipe, table, 0, steps=steps)
+    assert any(name in before and not torch.equal(of, before[name]) for name, of in system.state_dict().items())
+    features = system.items(torch.arange(table.n_items)).final
+    assert len(features) == table.n_items
+    assert features.isfinite().all()
+    assert features.std(0).max() > 0
+
+
 def test_a_new_combination_needs_no_python(tmp_path: Path) -> None:
     text = (Path(__file__).parent.parent / "docs" / "adding-a-system.md").read_text()
     recipe = text.split("```yaml\n")[1].split("```")[0]
     path = tmp_path / "attentive.yaml"
     path.write_text(recipe)
     system = load_system(str(path))
-    train(system, tiny(system), 0, steps=2)
+    assert_trained(system, steps=2)
 
 
 @pytest.mark.parametrize(
@@ -302,8 +313,7 @@ def test_weights_of_another_recipe_or_catalogue_are_refused_before_training(tmp_
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
 def test_any_number_of_steps_has_a_schedule(steps: int) -> None:
-    recipe = load_system("cb2cf")
-    train(recipe, tiny(recipe), 0, steps=steps)
+    assert_trained(load_system("cb2cf"), steps)
 
 
 def test_a_cached_item_table_answers_as_reading_does_and_reads_once() -> None:

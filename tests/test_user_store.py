@@ -14,20 +14,7 @@ from genrec.errors import ConfigError
 from genrec.serving import user_store
 from genrec.serving.store_error import StoreError
 from genrec.serving.user_store import Event, UserStore
-from tests.postgres_fixture import Cluster, cluster
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Cluster]:
-    with cluster() as made:
-        yield made
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/users.sqlite3"
-    return request.getfixturevalue("postgres").url
+from tests.postgres_fixture import Cluster
 
 
 @pytest.fixture
