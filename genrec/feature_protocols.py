@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
+from sklearn.preprocessing import normalize
 
 from genrec.baselines import ContentKNN, ItemKNN, rank
 from genrec.metrics import per_user
@@ -22,8 +23,7 @@ PAIRS = 20_000  # for the two means over pairs
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows of length 1, or 0 where they were: float [N, D] -> float32 [N, D]."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0).astype(np.float32)
+    return normalize(vectors).astype(np.float32)
 
 
 def zero_shot(vectors: np.ndarray, cases: Cases, *, exclude_seen: bool) -> np.ndarray:

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -223,7 +222,7 @@ class Desk:
         self._offered = state
         try:
             self.worker.between(swap).result(self.settings.stall_s)
-        except FutureTimeoutError:
+        except TimeoutError:
             text = "the engine does not answer; the items are taken and will be shown when it does"
             raise RefusalError(503, text, "engine_stalled", 5) from None
 

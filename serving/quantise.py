@@ -24,7 +24,8 @@ from genrec.metrics import paired, per_user
 from genrec.serving import compressed_tensors_copy
 from genrec.serving.engine import ExportEngine, RecommendRequest
 from genrec.serving.export import REFUSED, Export, copy_around_weights
-from genrec.serving.select_engine import make_engine, vllm_obstacle
+from genrec.serving.select_engine import make_engine
+from genrec.serving.vllm_engine import vllm_obstacle
 from genrec.splits import Cases
 
 if TYPE_CHECKING:

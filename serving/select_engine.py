@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 
@@ -10,20 +9,13 @@ import torch
 
 from genrec.errors import ConfigError
 from genrec.serving.compressed_tensors_copy import method_of
-from genrec.serving.compressed_tensors_copy import obstacle as copy_obstacle
 from genrec.serving.engine import ExportEngine
 from genrec.serving.export import Export
 from genrec.serving.measured_engine import Choice, Speeds, measure, open_choice, remember, remembered
+from genrec.serving.vllm_engine import vllm_obstacle
 
 log = logging.getLogger(__name__)
 KINDS = ("auto", "torch", "vllm")
-
-
-def vllm_obstacle(method: str | None = None) -> str | None:
-    """Why vLLM cannot compute here with a copy by a method (None: with an unquantised export); None when it can."""
-    if importlib.util.find_spec("vllm") is None:
-        return "vLLM is not installed; run `pip install 'genrec[cpu]'` (or 'genrec[gpu]' beside an NVIDIA GPU)"
-    return None if method is None else copy_obstacle(method)
 
 
 def _obstacles(export: Export) -> dict[str, str | None]:

@@ -56,13 +56,17 @@ def input_embedding(model_dir: Path) -> Tensor:
     )
 
 
+def vllm_obstacle(method: str | None = None) -> str | None:
+    """Why vLLM cannot compute here with a copy by a method (None: with an unquantised export); None when it can."""
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed; run `pip install 'genrec[cpu]'` (or 'genrec[gpu]' beside an NVIDIA GPU)"
+    return None if method is None else obstacle(method)
+
+
 def _prepare_environment() -> None:
     """vLLM's settings for a small CPU machine and little logging, where the user has not set them."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "vLLM is not installed; run `pip install 'genrec[cpu]'` (or 'genrec[gpu]' beside an NVIDIA GPU), "
-            "or take the torch engine"
-        )
+    if (found := vllm_obstacle()) is not None:
+        raise ConfigError(f"{found}, or take the torch engine")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; skips the check for 92 % of all memory being free
     if "OMP_NUM_THREADS" in os.environ:

@@ -268,7 +268,7 @@ def bert(tmp_path_factory) -> Path:
 def count_rows(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[int]:
     """Rows that a module's encoder is asked for from now on."""
     asked: list[int] = []
-    load = module._load
+    load = module.load_model
 
     def counting(*args: Any) -> Any:
         encode_batch = load(*args)
@@ -279,7 +279,7 @@ def count_rows(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[int]:
 
         return batch
 
-    monkeypatch.setattr(module, "_load", counting)
+    monkeypatch.setattr(module, "load_model", counting)
     return asked
 
 

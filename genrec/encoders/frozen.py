@@ -83,7 +83,7 @@ class FrozenEncoder:
             )
         log.info("loading the encoder of %s: %s", self.modality, model)
         if self.modality == "image":
-            return transformers_image._load(model, self._contents, settings.patches, True)
+            return transformers_image.load_model(model, self._contents, settings.patches, True)
         if settings.kind == "sentence_transformers":
-            return sentence._load(model, self._contents, True)
-        return transformers_text._load(model, self._contents, True)
+            return sentence.load_model(model, self._contents, True)
+        return transformers_text.load_model(model, self._contents, True)

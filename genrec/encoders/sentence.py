@@ -14,7 +14,7 @@ from genrec.encoders.transformers_text import text_keys
 from genrec.errors import ConfigError
 
 
-def _load(model_name: str, texts: list[str], offline: bool = False) -> EncodeBatch:
+def load_model(model_name: str, texts: list[str], offline: bool = False) -> EncodeBatch:
     from sentence_transformers import SentenceTransformer  # takes seconds to import
 
     try:
@@ -43,7 +43,7 @@ def encode_text_sentence(catalogue: Catalogue, settings: Encoder, cache_dir: Pat
     return encode_cached(
         text_keys(texts),
         encoder_folder(cache_dir, model, {"kind": settings.kind}),
-        lambda: _load(model, texts),
+        lambda: load_model(model, texts),
         batch_size=settings.batch_size,
         lengths=[len(text) for text in texts],
     )

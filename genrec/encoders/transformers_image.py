@@ -17,7 +17,7 @@ from genrec.pictures import load_picture
 _MAX_PIXELS = 40_000_000
 
 
-def _load(model_name: str, paths: list[str | None], patches: bool, offline: bool = False) -> EncodeBatch:
+def load_model(model_name: str, paths: list[str | None], patches: bool, offline: bool = False) -> EncodeBatch:
     import torch  # both take seconds to import
     from transformers import AutoImageProcessor, AutoModel
 
@@ -76,6 +76,6 @@ def encode_image_transformers(catalogue: Catalogue, settings: Encoder, cache_dir
     return encode_cached(
         [None if path is None else file_hash(Path(path)) for path in paths],
         encoder_folder(cache_dir, model, {"kind": settings.kind, "patches": settings.patches}),
-        lambda: _load(model, paths, settings.patches),
+        lambda: load_model(model, paths, settings.patches),
         batch_size=settings.batch_size,
     )

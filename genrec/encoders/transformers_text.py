@@ -23,7 +23,7 @@ def text_keys(texts: list[str]) -> list[str | None]:
     return [hashlib.sha256(text.encode()).hexdigest() if text.strip() else None for text in texts]
 
 
-def _load(model_name: str, texts: list[str], offline: bool = False) -> EncodeBatch:
+def load_model(model_name: str, texts: list[str], offline: bool = False) -> EncodeBatch:
     import torch  # both take seconds to import
     from transformers import AutoModel, AutoTokenizer
 
@@ -73,7 +73,7 @@ def encode_text_transformers(catalogue: Catalogue, settings: Encoder, cache_dir:
     return encode_cached(
         text_keys(texts),
         folder,
-        lambda: _load(model, texts),
+        lambda: load_model(model, texts),
         batch_size=settings.batch_size,
         lengths=[len(text) for text in texts],
     )
