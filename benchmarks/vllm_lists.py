@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -25,25 +26,28 @@ COMPARED = 300  # users whose lists are compared
 TEXTS, WORDS = 64, 48  # descriptions, and their most tokens
 AGREE, FASTER, DRAFTS = 0.99, 1.0, 1.2
 CLOSE = 1e-3  # of a score, log P(item)
+REST_S = 2.0  # between engines: vLLM's own processes spin for a second after a call, and would slow the next one down
 
 
 class OwnBeams:
     """vLLM's `LLM.beam_search` on a baked export: token ids, no trie."""
 
     def __init__(self, export: Export) -> None:
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # an eager vLLM compiles a sampler function none the less
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB, as ours
+        # all cores, as ours; left alone, vLLM keeps one for its scheduler
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         from vllm import LLM
 
-        from genrec.serving.vllm_background import without_dynamo
-        from genrec.serving.vllm_engine import CPU_BLOCK
+        from genrec.serving.vllm_core import CPU_BLOCK
 
         self._export = export
         self._items = {tuple(codes) for codes in export.layout.sid_tokens(export.codes).tolist()}
-        with without_dynamo(True):
-            self._llm = LLM(
-                str(export.model_dir), dtype="float32", enforce_eager=True, enable_prefix_caching=True,
-                block_size=CPU_BLOCK, max_model_len=1024, max_logprobs=2 * TOP, generation_config="vllm",
-                disable_log_stats=True,
-            )  # fmt: skip
+        self._llm = LLM(
+            str(export.model_dir), dtype="float32", enforce_eager=True, enable_prefix_caching=True,
+            block_size=CPU_BLOCK, max_model_len=1024, max_logprobs=2 * TOP, generation_config="vllm",
+            disable_log_stats=True,
+        )  # fmt: skip
         self.listed = self.invalid = 0
 
     def recommend(self, asked: list[RecommendRequest]) -> None:
@@ -104,6 +108,7 @@ def vllm_lists(runs: Path, repeats: int) -> tuple[list[Check], dict[str, str]]:
             asked = [RecommendRequest([ids[row] for row in history], k=TOP, beams=TOP, exclude_seen=False)
                      for history in test.histories[at : at + USERS]]  # fmt: skip
             for name, engine in engines.items():
+                time.sleep(REST_S)
                 taken = seconds_of(lambda e=engine, a=asked: e.recommend(a))  # type: ignore[misc]
                 if number:
                     times.setdefault(name, []).append(taken)

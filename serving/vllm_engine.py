@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from genrec.decode import Ranked
 from genrec.errors import ArtefactError, ConfigError
 from genrec.filters import item_bitmap
 from genrec.prompts import Prompt
@@ -27,13 +26,11 @@ from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, Tex
 from genrec.serving.export import Export
 from genrec.serving.resolve import MAX_POSITIONS, beam_width, item_rows, max_positions, recommend_prompt, text_prompt
 from genrec.serving.speculation import Speculation
-from genrec.trie import Filter, Prior, Trie
-
-if TYPE_CHECKING:
-    from genrec.serving.vllm_background import AsyncEngine
+from genrec.serving.vllm_beams import sent, vllm_beams
+from genrec.serving.vllm_process import Start, Text, VllmProcess
+from genrec.trie import Trie
 
 log = logging.getLogger(__name__)
-CPU_BLOCK = 32  # tokens per block of the prefix cache; vLLM's 128 would recompute up to 127 tokens per beam
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
 
 
@@ -63,25 +60,10 @@ def vllm_obstacle(method: str | None = None) -> str | None:
     return None if method is None else obstacle(method)
 
 
-def _prepare_environment() -> None:
-    """vLLM's settings for a small CPU machine and little logging, where the user has not set them."""
-    if (found := vllm_obstacle()) is not None:
-        raise ConfigError(f"{found}, or take the torch engine")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; skips the check for 92 % of all memory being free
-    if "OMP_NUM_THREADS" in os.environ:
-        binding = "nobind"
-    else:  # vLLM would leave one core to its scheduler: half of a two-core machine
-        binding = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", binding)
-
-
 @dataclass(frozen=True)
 class _Search:
-    """A list request, checked; answered by what was served then, whatever is swapped in meanwhile."""
+    """A list request, checked."""
 
-    export: Export
-    trie: Trie
     history: list[int]  # catalogue rows
     prompt: Prompt
     allowed: np.ndarray  # bool [N]
@@ -136,22 +118,14 @@ class VllmEngine:
         method = method_of(config)
         if method is not None and (found := obstacle(method)) is not None:
             raise ArtefactError(f"{export.folder}: {found}")
-        _prepare_environment()
-        from vllm.config import StructuredOutputsConfig
-        from vllm.platforms import current_platform
-
-        from genrec.serving.trie_processor import settings
-        from genrec.serving.vllm_background import BackgroundLoop
-
-        cpu = current_platform.is_cpu()
+        if (found := vllm_obstacle()) is not None:
+            raise ConfigError(f"{found}, or take the torch engine")
         layout = export.layout
         self._served = export, Trie.build(torch.from_numpy(export.codes), layout.n_codes)
         self._speculative = speculative
         self._max_positions = max_positions(export, max_model_len)
         self._arguments: dict[str, Any] = {
             "model": str(export.model_dir),
-            # JSON needs the tokenizer; there is one way to write it, as in `genrec.serving.json_grammar`
-            "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
             "dtype": dtype,
             "seed": seed,
             "max_model_len": self._max_positions,
@@ -160,40 +134,40 @@ class VllmEngine:
             "generation_config": "vllm",  # none of the base's sampling defaults
             "logprobs_mode": "processed_logits",
             "max_logprobs": layout.n_codes,
-            "additional_config": settings(layout.sid_start, layout.n_codes),
-            "enforce_eager": cpu,
-            "block_size": CPU_BLOCK if cpu else None,
             "gpu_memory_utilization": gpu_memory_utilization / (2 if speculative else 1),
         }
         self._lock = threading.Lock()
-        self._texts: AsyncEngine | None = None
+        self._processes: dict[str, VllmProcess] = {}  # for "lists", and for "texts" where those are drafted
         self._closed = False
         embedding = input_embedding(export.model_dir)
-        _ = export.prompter  # with the tokenizer: only the engine for texts is left to read the folder
-        self._background = BackgroundLoop()
-        try:
-            self._lists = self._start(self._arguments)
-        except BaseException:
-            self._background.stop()
-            raise
-        self._embedding = embedding.to(self._lists.dtype)
+        _ = export.prompter  # with the tokenizer: only vLLM's process is left to read the folder
+        self._embedding = embedding.to(self._running("lists").dtype)
 
-    def _start(self, arguments: dict[str, Any]) -> AsyncEngine:
-        """An engine on the export's model.
+    def _running(self, kind: Literal["lists", "texts"]) -> VllmProcess:
+        """The process for lists or for texts, started when first asked for and again when it has ended.
 
         Raises:
-            ArtefactError: another export took its place, before or meanwhile.
+            ArtefactError: it has to start, and another export took the place of this one, before or meanwhile.
+            VllmError: it does not start.
         """
-        from genrec.serving.vllm_background import AsyncEngine
-
-        self.export.check_unchanged()
-        engine = AsyncEngine(arguments, self._background)
-        try:
-            self.export.check_unchanged()
-        except BaseException:
-            engine.stop()
-            raise
-        return engine
+        drafts = kind == "texts" and self._speculative
+        place = "texts" if drafts else "lists"
+        with self._lock:
+            found = self._processes.get(place)
+            if found is None or found.ended:
+                if found is not None:
+                    log.warning("vLLM's process for %s has ended; starting another", place)
+                arguments = {**self._arguments, "speculative_config": NGRAM} if drafts else self._arguments
+                layout = self.export.layout
+                self.export.check_unchanged()
+                found = VllmProcess(Start(arguments, layout.sid_start, layout.n_codes, layout.eos))
+                try:
+                    self.export.check_unchanged()
+                except BaseException:
+                    found.stop()
+                    raise
+                self._processes[place] = found
+            return found
 
     @property
     def export(self) -> Export:
@@ -223,11 +197,22 @@ class VllmEngine:
         scores_of = export.item_scores
         likely = None if scores_of is None else scores_of([search.history for search in searches])  # [B, N]
 
-        async def gather() -> list[list[RankedItem]]:
-            rows = [None] * len(searches) if likely is None else likely.split(1)
-            return await asyncio.gather(*map(self._search, searches, rows))
+        groups: dict[int, list[int]] = {}  # beam width -> numbers of searches
+        for number, search in enumerate(searches):
+            groups.setdefault(search.width, []).append(number)
 
-        return self._background.run(gather()) if searches else []
+        results: list[list[RankedItem]] = [[] for _ in searches]
+        ids = export.catalogue.item_ids
+        for group in groups.values():
+            of_group = None if likely is None else likely[group]
+            ranked = self._search(export, trie, [searches[i] for i in group], of_group)
+            for i, items, scores in zip(group, ranked.items.tolist(), ranked.scores.tolist(), strict=True):
+                legal = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
+                results[i] = [
+                    RankedItem(ids[item], score, rank)
+                    for rank, (item, score) in enumerate(legal[: searches[i].k], start=1)
+                ]
+        return results
 
     def _checked(self, export: Export, trie: Trie, request: RecommendRequest) -> _Search:
         catalogue = export.catalogue
@@ -241,108 +226,26 @@ class VllmEngine:
             allow=request.allow,
             deny=request.deny,
         )
-        return _Search(
-            export=export,
-            trie=trie,
-            history=history,
-            prompt=recommend_prompt(export, history, self._max_positions),
-            allowed=allowed,
-            width=beam_width(request, trie.n_items),
-            k=request.k,
-        )
+        prompt = recommend_prompt(export, history, self._max_positions)
+        return _Search(history, prompt, allowed, beam_width(request, trie.n_items), request.k)
 
     def _inputs(self, export: Export, prompt: Prompt) -> Tensor:
         """What vLLM is sent of a prompt: token ids int64 [T] where the export is baked, else vectors [T, D]."""
         ids = token_ids(export, prompt)
         return export.splice(prompt, self._embedding) if ids is None else ids
 
-    async def _search(self, search: _Search, likely: Tensor | None) -> list[RankedItem]:
-        """Beam search as in `genrec.decode.beam_search`, by requests of one token; what is likely: float32 [1, N]."""
-        if not search.allowed.any():
-            return []
-        newcomers = search.export.newcomers
-        allowed = torch.from_numpy(search.allowed)[None]  # [1, N]
-        items, scores = await self._beams(search, allowed if newcomers is None else newcomers.without(allowed), likely)
-        if newcomers is not None:
-            joined = newcomers.join(items[None], scores[None], likely, allowed, search.width)
-            listed = joined[0][0] >= 0
-            items, scores = joined[0][0, listed], joined[1][0, listed]
-        ids = search.export.catalogue.item_ids
-        best = zip(items[: search.k].tolist(), scores.tolist(), strict=False)
-        return [RankedItem(ids[row], score, rank) for rank, (row, score) in enumerate(best, start=1)]
-
-    async def _beams(self, search: _Search, allowed_items: Tensor, likely: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Items int64 [W] and scores float32 [W] of a search among bool [1, N], best first; none: [-1] and [-inf]."""
-        if not allowed_items.any():
-            return torch.tensor([-1]), torch.tensor([-torch.inf])
-        trie, layout = search.trie, search.export.layout
-        allowed = trie.filter(allowed_items)
+    def _search(self, export: Export, trie: Trie, searches: list[_Search], likely: Tensor | None) -> Ranked:
+        """Searches of one beam width; what is likely: float32 [B, N]."""
+        width, newcomers = searches[0].width, export.newcomers
+        allowed = torch.from_numpy(np.stack([search.allowed for search in searches]))  # [B, N]
+        searched = trie.filter(allowed if newcomers is None else newcomers.without(allowed))
+        prompts = [sent(self._inputs(export, search.prompt)) for search in searches]
         prior = None if likely is None else trie.prior(likely)
-        prompt = self._inputs(search.export, search.prompt)
-        state = torch.full((1, 1), trie.root)  # [1, W]
-        suffix = prompt[None, :0]  # [W, level] or [W, level, D]
-        scores = np.zeros(1)  # [W]
-        for level in range(trie.n_levels):
-            logp = await self._level(trie, prompt, suffix, state, level, allowed, prior, search.width)  # [W, C]
-            total = (scores[:, None] + logp).ravel()
-            width = min(search.width, int(np.isfinite(total).sum()))
-            best = np.argpartition(-total, width - 1)[:width]
-            best = best[np.argsort(-total[best], kind="stable")]
-            parent, code = np.divmod(best, trie.n_codes)
-            scores = total[best]
-            state = trie.step(state[:, parent], torch.from_numpy(code)[None], level)
-            tokens = torch.from_numpy(layout.sid_start + level * layout.n_codes + code)  # [W]
-            chosen = tokens if prompt.ndim == 1 else self._embedding[tokens]
-            suffix = torch.cat([suffix[parent], chosen[:, None]], 1)
-        return trie.item(state)[0], torch.from_numpy(scores).float()
-
-    async def _level(
-        self,
-        trie: Trie,
-        prompt: Tensor,
-        suffix: Tensor,
-        state: Tensor,
-        level: int,
-        allowed: Filter,
-        prior: Prior | None,
-        width: int,
-    ) -> np.ndarray:
-        """Log-probabilities float64 [W, C] of a level's codes after each beam, -inf where illegal."""
-        from vllm import SamplingParams
-
-        from genrec.serving.trie_processor import level_request
-
-        layout = self.export.layout
-        first = layout.sid_start + level * layout.n_codes
-        options = trie.options(state, level, allowed, prior)
-        known, legal = options.known[0].numpy(), options.legal[0].numpy()  # [W, C]
-        weights = np.zeros(known.shape) if options.weights is None else options.weights[0].numpy()
-        logp = np.where(legal, 0.0, -np.inf)  # where one code leads on, its share is all
-        asked = np.flatnonzero((known.sum(1) > 1) & legal.any(1))
-        outputs = await asyncio.gather(
-            *(
-                self._lists.complete(
-                    torch.cat([prompt, codes]),
-                    SamplingParams(
-                        max_tokens=1,
-                        temperature=0.0,
-                        logprobs=min(width, layout.n_codes),
-                        flat_logprobs=True,
-                        detokenize=False,
-                        skip_clone=True,
-                        extra_args=level_request(first, *scores),
-                    ),
-                )
-                for codes, *scores in zip(suffix[asked], known[asked], legal[asked], weights[asked], strict=True)
-            )
-        )
-        logp[asked] = -np.inf
-        for beam, output in zip(asked, outputs, strict=True):
-            found: Any = output.outputs[0].logprobs  # the best tokens and their scores, -inf behind the last legal one
-            values = np.array(found.logprobs)
-            finite = np.isfinite(values)
-            logp[beam, np.array(found.token_ids)[finite] - first] = values[finite]
-        return logp
+        process = self._running("lists")
+        known = vllm_beams(process, export.layout, self._embedding, trie, prompts, width, searched, prior)
+        if newcomers is None:
+            return known
+        return Ranked(*newcomers.join(known.items, known.scores, likely, allowed, width))
 
     # -- texts -----------------------------------------------------------------------------------------------
 
@@ -355,57 +258,25 @@ class VllmEngine:
         self._check_open()
         export = self.export
         prompts = [text_prompt(export, request, self._max_positions) for request in requests]
-        return self._write(self._text_engine(), requests, [self._inputs(export, prompt) for prompt in prompts])
+        wishes = [
+            Text(
+                sent(self._inputs(export, prompt)),
+                request.max_tokens,
+                request.temperature,
+                request.seed,
+                request.schema if isinstance(request, JsonRequest) else None,
+            )
+            for request, prompt in zip(requests, prompts, strict=True)
+        ]
+        found = self._running("texts").texts(wishes)
+        return [TextResult(export.tokenizer.decode(ids, skip_special_tokens=True), why, ids) for ids, why in found]
 
     def speculation(self) -> Speculation | None:
         """How many tokens of texts were drafted and accepted so far; None where texts are not drafted."""
         if not self._speculative:
             return None
-        texts = self._texts  # without the lock, which is held for half a minute while the engine starts
-        return Speculation() if texts is None else texts.counts()
-
-    def _write(
-        self, engine: AsyncEngine, requests: Sequence[TextRequest | JsonRequest], prompts: Sequence[Tensor]
-    ) -> list[TextResult]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
-
-        layout, tokenizer = self.export.layout, self.export.tokenizer
-        text_tokens = None if engine.has_processor else list(range(layout.sid_start))
-        outputs = engine.complete_all(
-            (
-                prompt,
-                SamplingParams(
-                    max_tokens=request.max_tokens,
-                    temperature=request.temperature,
-                    seed=request.seed,
-                    stop_token_ids=[layout.eos],
-                    allowed_token_ids=text_tokens,
-                    structured_outputs=(
-                        StructuredOutputsParams(json=request.schema) if isinstance(request, JsonRequest) else None
-                    ),
-                    detokenize=False,
-                    skip_clone=True,
-                ),
-            )
-            for request, prompt in zip(requests, prompts, strict=True)
-        )
-        results = []
-        for output in outputs:
-            answer = output.outputs[0]
-            ids = [token for token in answer.token_ids if token != layout.eos]
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            results.append(TextResult(text, answer.finish_reason or "stop", ids))
-        return results
-
-    def _text_engine(self) -> AsyncEngine:
-        if not self._speculative:
-            return self._lists
-        with self._lock:
-            if self._texts is None:
-                log.info("starting the engine for texts")
-                self._texts = self._start({**self._arguments, "speculative_config": NGRAM})
-            return self._texts
+        texts = self._processes.get("texts")  # without the lock, which is held while a process starts
+        return Speculation() if texts is None else texts.speculation
 
     # -- both ------------------------------------------------------------------------------------------------
 
@@ -414,12 +285,8 @@ class VllmEngine:
             raise ConfigError("this engine is closed; make a new VllmEngine")
 
     def close(self) -> None:
-        """End vLLM's processes and the thread; calling it again does nothing."""
+        """End vLLM's processes; calling it again does nothing."""
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
-            for engine in (self._lists, self._texts):
-                if engine is not None:
-                    engine.stop()
-            self._background.stop()
+            for process in self._processes.values():
+                process.stop()

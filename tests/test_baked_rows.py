@@ -122,12 +122,23 @@ def test_the_command_bakes_beside_the_export(tmp_path: Path) -> None:
 def test_vllm_reads_ids_and_answers_as_with_vectors(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("vllm", reason="needs the extra cpu or gpu")
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-    from genrec.serving import vllm_background
     from genrec.serving.vllm_engine import VllmEngine
+    from genrec.serving.vllm_process import VllmProcess
 
     folder = make_export(tmp_path)
     reference = TorchEngine(Export.load(folder), "cpu")
-    monkeypatch.setattr(vllm_background, "embeds_input", None)  # nobody sends vectors
+    sent: list[np.ndarray] = []
+
+    class Recorded(VllmProcess):
+        def codes(self, asked):
+            sent.extend(asked.prompts)
+            return super().codes(asked)
+
+        def texts(self, asked):
+            sent.extend(text.prompt for text in asked)
+            return super().texts(asked)
+
+    monkeypatch.setattr("genrec.serving.vllm_engine.VllmProcess", Recorded)
     engine = VllmEngine(Export.load(bake_export(folder, tmp_path)), dtype="float32")
     try:
         wishes = [RecommendRequest([f"item-{row}" for row in history], k=10) for history in HISTORIES]
@@ -136,5 +147,6 @@ def test_vllm_reads_ids_and_answers_as_with_vectors(tmp_path: Path, monkeypatch)
             np.testing.assert_allclose([i.score for i in found], [i.score for i in expected], atol=1e-3)
         texts = [TextRequest(f"item-{row}", ["item-7", "item-8"], 24) for row in range(6)]
         assert engine.generate(texts) == reference.generate(texts)
+        assert {prompt.dtype for prompt in sent} == {np.dtype(np.int64)}  # nobody sends vectors
     finally:
         engine.close()

@@ -163,7 +163,7 @@ def test_the_vllm_engine_starts_nothing_on_another_export(folder, replace, monke
     pytest.importorskip("vllm", reason="needs the extra cpu or gpu")
     import torch
 
-    from genrec.serving import vllm_background
+    from genrec.serving import vllm_engine
     from genrec.serving.vllm_engine import VllmEngine
 
     started: list[Any] = []
@@ -173,7 +173,9 @@ def test_the_vllm_engine_starts_nothing_on_another_export(folder, replace, monke
     class Stub:
         dtype = torch.float32
 
-        def __init__(self, arguments: dict[str, Any], background: Any) -> None:
+        ended = False
+
+        def __init__(self, start: Any) -> None:
             started.append(self)
             for which in meanwhile:
                 replace(which)
@@ -181,7 +183,7 @@ def test_the_vllm_engine_starts_nothing_on_another_export(folder, replace, monke
         def stop(self) -> None:
             stopped.append(self)
 
-    monkeypatch.setattr(vllm_background, "AsyncEngine", Stub)
+    monkeypatch.setattr(vllm_engine, "VllmProcess", Stub)
     engine = VllmEngine(Export.load(folder), speculative=True)
     replace(1)
     for _ in range(2):
@@ -192,7 +194,7 @@ def test_the_vllm_engine_starts_nothing_on_another_export(folder, replace, monke
 
     meanwhile.append(1)
     with pytest.raises(ArtefactError, match=REFUSED):
-        engine._text_engine()
+        engine._running("texts")
     assert stopped == started[1:]
     assert len(stopped) == 1
     engine.close()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, Tex
 from genrec.serving.export import Export
 from genrec.serving.metrics import Metrics
 from genrec.serving.torch_engine import TorchEngine
+from genrec.serving.vllm_beams import sent
 from genrec.serving.vllm_engine import VllmEngine, input_embedding
+from genrec.serving.vllm_process import Text, VllmError
 from tests.export_fixture import CODES, LEVELS, make_export
 from tests.oracles import code_weights, item_scores, trie_log_softmax
 
@@ -50,17 +53,15 @@ def model(export):
 
 @pytest.fixture(scope="module")
 def engine(export):
-    before = children()
     engine = VllmEngine(export, dtype="float32", speculative=True)
     yield engine
     engine.close()
-    assert children() == before
 
 
 def children() -> set[int]:
-    """Processes below this one, without Python's own helper, which lives as long as this process."""
+    """Processes below this one, without multiprocessing's two helpers right below it, which live as long as it does."""
     found = psutil.Process().children(recursive=True)
-    return {p.pid for p in found if "resource_tracker" not in " ".join(p.cmdline())}
+    return {process.pid for process in found if process.ppid() != os.getpid()}
 
 
 @torch.inference_mode()
@@ -164,13 +165,14 @@ def test_lists_and_texts_are_those_of_the_torch_engine(engine, export):
 
 def test_vllm_is_asked_only_where_codes_compete(engine, export, monkeypatch):
     """A prefix that leads on to one code is not worth a request: its share is 1."""
-    asked, complete = [], engine._lists.complete
+    process = engine._running("lists")
+    asked, codes = [], process.codes
 
-    def counted(*given):
-        asked.append(given)
-        return complete(*given)
+    def counted(level):
+        asked.extend(level.rows)
+        return codes(level)
 
-    monkeypatch.setattr(engine._lists, "complete", counted)
+    monkeypatch.setattr(process, "codes", counted)
     n_items = len(export.catalogue.item_ids)
     engine.recommend([RecommendRequest([], beams=n_items, exclude_seen=False)])
     codes = export.codes[export.catalogue.available].tolist()  # beams as wide as the catalogue: every legal prefix
@@ -211,8 +213,9 @@ def test_drafts_leave_greedy_text_as_it_is(engine, export, model):
 
     prompts = [export.prompter.describe([i + 20, i + 21], i) for i in range(20)]
     # the list engine has the logits processor and no drafts; no public call writes text there
-    plain = engine._write(engine._lists, requests, [engine._inputs(export, prompt) for prompt in prompts])
-    assert drafted == plain
+    wishes = [Text(sent(engine._inputs(export, prompt)), n_tokens, 0.0, 0, None) for prompt in prompts]
+    plain = engine._running("lists").texts(wishes)
+    assert [(result.token_ids, result.finish_reason) for result in drafted] == plain
 
     embedding, banned = (
         model.get_input_embeddings().weight.detach(),
@@ -314,27 +317,53 @@ def test_exports_that_vllm_cannot_load_are_refused(export, tmp_path, monkeypatch
 # -- another architecture, and the end ---------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_llama_without_drafts_runs_on_one_engine_and_leaves_no_process(tmp_path: Path):
-    export = Export.load(make_export(tmp_path, arch="llama", seed=4))
-    model = AutoModelForCausalLM.from_pretrained(export.model_dir, dtype=torch.float32).eval()
-    before, ids = children(), export.catalogue.item_ids
-    engine = VllmEngine(export, dtype="float32")
+def test_a_llama_without_drafts_runs_on_one_process_and_leaves_none(engine, export, tmp_path: Path):
+    """Beside another engine, which goes on: as when an export is replaced while it serves."""
+    llama = Export.load(make_export(tmp_path, arch="llama", seed=4))
+    model = AutoModelForCausalLM.from_pretrained(llama.model_dir, dtype=torch.float32).eval()
+    asked = [RecommendRequest(["item-2", "item-9"], beams=len(llama.catalogue.item_ids))]
+    expected, before = engine.recommend(asked), children()
+    second = VllmEngine(llama, dtype="float32")
     try:
         started = children()
-        assert started > before
-        answer = engine.recommend([RecommendRequest(["item-2", "item-9"], beams=len(ids))])[0]
-        allowed = export.catalogue.available.copy()
+        assert len(started) == len(before) + 1
+        answer = second.recommend(asked)[0]
+        allowed = llama.catalogue.available.copy()
         allowed[[2, 9]] = False
-        assert_best(answer, all_scores(export, model, [2, 9]), allowed, ids, 10)
-        text = engine.generate([TextRequest("item-3", max_tokens=20)])[0]
+        assert_best(answer, all_scores(llama, model, [2, 9]), allowed, llama.catalogue.item_ids, 10)
+        text = second.generate([TextRequest("item-3", max_tokens=20)])[0]
         assert 0 < len(text.token_ids) <= 20
-        assert max(text.token_ids) < export.layout.sid_start
-        assert engine.speculation() is None
+        assert max(text.token_ids) < llama.layout.sid_start
+        assert second.speculation() is None
         assert children() == started
     finally:
-        engine.close()
+        second.close()
     assert children() == before
-    engine.close()
+    assert engine.recommend(asked) == expected
+    second.close()
     with pytest.raises(ConfigError, match="closed"):
-        engine.recommend([RecommendRequest([])])
+        second.recommend([RecommendRequest([])])
+
+
+def test_a_killed_process_costs_its_own_requests_only(engine):
+    asked = [RecommendRequest([f"item-{row}"], k=5) for row in range(16)]
+    expected, process = engine.recommend(asked), engine._running("lists").process
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(lambda: [engine.recommend(asked) for _ in range(1000)])
+        time.sleep(0.2)  # in the middle of them
+        process.kill()
+        with pytest.raises(VllmError, match=r"process ended \(exit code -9\)"):
+            asking.result(60)
+    assert engine.recommend(asked) == expected
+    assert engine._running("lists").process.pid != process.pid
+
+
+def test_a_request_that_vllm_refuses_leaves_none_behind(engine, export):
+    """The one before it was added already: it must not be answered in a later call's place."""
+    process = engine._running("lists")
+    prompts = [np.zeros(n, np.int64) for n in (3, engine._max_positions + 1)]
+    good, too_long = (Text(prompt, 4, 0.0, 0, None) for prompt in prompts)
+    alone = process.texts([good])
+    with pytest.raises(VllmError, match="longer than the maximum model length"):
+        process.texts([good, too_long])
+    assert process.texts([good, good]) == alone * 2
