@@ -66,6 +66,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "adapter": {"kind": "mlp"},
         "align": {"steps": 200},
         "finetune": {**TRAINING, "pack_tokens": 816, "epochs": 4, "evals": 4, "valid_users": 1000},
+        "sequence": {"epochs": 20},
         "evaluate": {"sasrec_epochs": 20},
     },
 }
