@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from benchmarks.results import ROOT, Check, finish, over_seeds
 from genrec.artefacts import read_manifest
 from genrec.chat_quality import SETS, measure_chat
+from genrec.chat_replies import FITS, STRANGERS
 from genrec.config import load_recipe
 from genrec.pipeline import Run
 from genrec.reader import CANDIDATES
@@ -191,6 +192,13 @@ def text_checks(values: dict[str, list[dict[str, np.ndarray]]]) -> list[Check]:
     checks.append(Check("describe: what the user cares about comes first", mean, ends, "reported", True))
     mean, ends = of("chat", SETS["values"])
     checks.append(Check("chat: last query exactly right, held-out values", mean, ends, ">= 0.90", mean >= 0.9))
+    fits = [seed[FITS] for seed in values["chat"]]
+    mean, ends = over_seeds(fits)
+    listed = sum(map(len, fits))
+    checks.append(Check(f"chat: returned items ({listed}) that fit the query", mean, ends, "1", mean == 1))
+    strangers = np.concatenate([seed[STRANGERS] for seed in values["chat"]])
+    label = f"chat: items mentioned outside the list, {len(strangers)} chats"
+    checks.append(Check(label, float(strangers.sum()), None, "0", not strangers.any()))
     mean, ends = of("chat", SETS["phrasings"])
     checks.append(Check("chat: the same in phrasings never trained", mean, ends, "reported", True))
     return checks

@@ -18,12 +18,14 @@ import numpy as np
 
 from genrec.artefacts import key_at, run_stage, write_json
 from genrec.catalog import Catalogue
+from genrec.chat_replies import judge_replies
 from genrec.errors import ConfigError
 from genrec.pipeline import Run
 from genrec.query import Query
 from genrec.query_change import apply_change
 from genrec.query_schema import Change, Role, question, roles_of
 from genrec.query_turns import Piece
+from genrec.recommender import Recommender
 from genrec.serving.engine import Engine
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
@@ -33,6 +35,7 @@ from genrec.training.conversations import Scriptwriter, Turn
 from genrec.training.texts import chat_samples
 
 CONVERSATIONS = 500
+REPLIES = 200
 EXAMPLES = 10
 SETS = {"values": "held-out values", "phrasings": "held-out values and phrasings"}
 Script = list[Turn]
@@ -94,15 +97,16 @@ def measure_chat(run: Run, n: int = CONVERSATIONS) -> dict[str, Any]:
 
     Returns:
         {"task", "texts", "metrics": {name: {"mean", "ci95"}}, "examples"}: shares of conversations whose last query is
-        exactly right, and of messages.
+        exactly right, and of messages; and what `genrec.chat_replies` says of the replies to the first `REPLIES`.
 
     Raises:
         ConfigError: a recipe that did not train it.
     """
     if run.recipe.finetune.mixture.chat == 0:
         raise ConfigError(f"{run.folder}: chat was not trained; set finetune.mixture.chat above 0 and run again")
+    settings = {"texts": n, "replies": REPLIES, "seed": run.recipe.seed}
     folder = run_stage(
-        run.folder, "texts/chat", {"texts": n, "seed": run.recipe.seed}, {"export": key_at(run.folder / "export")},
+        run.folder, "texts/chat", settings, {"export": key_at(run.folder / "export")},
         lambda out: _measure(run, n, out), run.force,
     )  # fmt: skip
     result: dict[str, Any] = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
@@ -110,7 +114,8 @@ def measure_chat(run: Run, n: int = CONVERSATIONS) -> dict[str, Any]:
 
 
 def _measure(run: Run, n: int, out: Path) -> dict[str, Any]:
-    engine = TorchEngine(Export.load(run.folder / "export"))
+    export = Export.load(run.folder / "export")
+    engine = TorchEngine(export)
     trained = {message for message, _ in chat_samples(run.space)}
     all_values: dict[str, np.ndarray] = {}
     examples: list[dict[str, Any]] = []
@@ -128,6 +133,10 @@ def _measure(run: Run, n: int, out: Path) -> dict[str, Any]:
                     "expected": script[-1].query.model_dump(exclude_defaults=True),
                 }
             )
+        if held_out == "values":
+            tests, ids = run.space.split.test.histories, export.catalogue.item_ids
+            histories = [[ids[row] for row in tests[i % len(tests)]] for i in range(min(n, REPLIES))]
+            all_values |= judge_replies(Recommender(export, engine), scripts[:REPLIES], histories)
     engine.close()
     metrics = {name: interval(of, run.recipe.seed) for name, of in all_values.items() if not np.isnan(of).all()}
     np.savez_compressed(out / "values.npz", allow_pickle=False, **all_values)

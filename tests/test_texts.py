@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 
 from genrec.chat_quality import measure_chat
+from genrec.chat_replies import FITS, STRANGERS, judge_replies
 from genrec.config import resolve_recipe
 from genrec.errors import ConfigError
 from genrec.pipeline import Run
+from genrec.query import Query
+from genrec.recommender import Recommender
 from genrec.scratch import train_tokenizer
+from genrec.serving.chat import ChatItem, ChatReply
+from genrec.serving.export import Export
+from genrec.serving.torch_engine import TorchEngine
 from genrec.text_quality import distinct, measure, swap_pairs, swap_values
 from genrec.text_subjects import subjects
+from genrec.training.conversations import Scriptwriter
 from genrec.training.texts import (
     assignments,
     chat_samples,
@@ -157,12 +164,37 @@ def test_understanding_is_measured_beside_its_controls(writing: Run, prepared: R
         assert metrics[f"{name}, roles dealt at random"] < 0.5
         assert metrics[f"{name}, majority rule"] < 0.6
         assert metrics[f"{name}, right roles"] > 0.95
+    assert metrics[FITS] == 1
+    assert metrics[STRANGERS] == 0
     assert {"messages", "query", "expected"} == set(result["examples"][0])
     assert json.loads((writing.folder / "texts" / "chat" / "texts.json").read_text()) == result
     with np.load(writing.folder / "texts" / "chat" / "values.npz") as values:
         assert values["held-out values"].mean() == metrics["held-out values"]
     with pytest.raises(ConfigError, match=r"set finetune\.mixture\.chat above 0"):
         measure_chat(prepared)
+
+
+def test_replies_that_break_their_promise_are_found_out(writing: Run) -> None:
+    """Items that no filter chose, and a text that names one more: the judge has nothing to do with what makes them."""
+    export = Export.load(writing.folder / "export")
+    catalogue, rng = export.catalogue, np.random.default_rng(0)
+    scripts = [Scriptwriter(catalogue, rng, seed=0, held_out="values").conversation() for _ in range(60)]
+    named: list[tuple[Query, int]] = []
+
+    class Careless(Recommender):
+        def chat(self, messages, history=(), *, understand=None):
+            query = scripts[len(named)][-1].query
+            first, other = rng.choice(len(catalogue), 2, replace=False)
+            named.append((query, first))
+            item = ChatItem(first, catalogue.item_ids[first], catalogue.titles[first], 0.0, "", False)
+            text = f"These fit:\n1. {item.title} - or {catalogue.titles[other].upper()}?"
+            return ChatReply(text, "stop", [item], query, [])
+
+    found = judge_replies(Careless(export, TorchEngine(export)), scripts, [[] for _ in scripts])
+    expected = [float(query.allowed(catalogue)[row]) for query, row in named]
+    assert found[FITS].tolist() == expected
+    assert 0 < found[FITS].mean() < 1
+    assert (found[STRANGERS] == 1).mean() > 0.9  # a liked item may happen to be the other one
 
 
 def test_subjects_were_never_written_about(writing: Run) -> None:
