@@ -110,7 +110,7 @@ class Floor:
 
     def __init__(self, engine: TorchEngine, users: int, prompt: int) -> None:
         model, config = engine.model, engine.model.lm.config
-        linear = [m.weight for m in model.decoder.modules() if isinstance(m, torch.nn.Linear)]
+        linear = [m.weight for m in model.lm.get_decoder().modules() if isinstance(m, torch.nn.Linear)]
         heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         self._linear: list[tuple[Tensor, Tensor]] = []
         self._attention: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from genrec.errors import ArtefactError
 from genrec.serving import compressed_tensors_copy
 from genrec.serving.export import Export
+from genrec.serving.fused_decoder import FusedDecoder
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class ExportedModel:
         except (OSError, ValueError) as err:
             raise ArtefactError(f"{export.model_dir}: no loadable model ({err}); export the run again") from err
         self.lm = lm.eval().requires_grad_(False)
-        self.decoder: nn.Module = lm.get_decoder()
+        decoder = lm.get_decoder()
+        self.decoder: nn.Module = FusedDecoder(decoder) if FusedDecoder.fits(decoder) else decoder
         self.embedding: Tensor = lm.get_input_embeddings().weight  # [V, D]
         head = lm.get_output_embeddings()
         self._head: Tensor = head.weight  # [V, D]

@@ -97,7 +97,11 @@ class VllmProcess:
         self.process.start()
         other.close()  # else its end would go unnoticed here
         self.ended = False
-        self.dtype: torch.dtype = getattr(torch, self._answer())
+        try:
+            self.dtype: torch.dtype = getattr(torch, self._answer())
+        except BaseException:
+            self.stop()
+            raise
 
     def codes(self, asked: Codes) -> tuple[np.ndarray, np.ndarray]:
         """See `genrec.serving.vllm_core.VllmCore.codes`."""
@@ -122,6 +126,10 @@ class VllmProcess:
             result, wrong = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise self._gone() from error
+        except BaseException:  # interrupted: what comes now must not answer a later call
+            self.ended = True
+            self.process.kill()
+            raise
         if wrong is not None:
             raise VllmError(f"vLLM: {wrong}")
         return result

@@ -358,6 +358,25 @@ def test_a_killed_process_costs_its_own_requests_only(engine):
     assert engine._running("lists").process.pid != process.pid
 
 
+def test_an_interrupted_call_does_not_answer_a_later_one(engine, monkeypatch):
+    asked = [[RecommendRequest([f"item-{row}"], k=5)] for row in (3, 8)]
+    expected = engine.recommend(asked[1])
+    assert engine.recommend(asked[0]) != expected
+
+    class Interrupted:
+        def __init__(self, pipe):
+            self.send = pipe.send
+
+        def recv(self):
+            raise KeyboardInterrupt
+
+    process = engine._running("lists")
+    monkeypatch.setattr(process, "_pipe", Interrupted(process._pipe))
+    with pytest.raises(KeyboardInterrupt):
+        engine.recommend(asked[0])
+    assert engine.recommend(asked[1]) == expected
+
+
 def test_a_request_that_vllm_refuses_leaves_none_behind(engine, export):
     """The one before it was added already: it must not be answered in a later call's place."""
     process = engine._running("lists")
