@@ -28,6 +28,7 @@ except ImportError as err:
 log = logging.getLogger(__name__)
 ASKED = 0.9  # of the deadline is each request's timeout_ms; the rest is for the way there and back
 GRACE_S = 5.0  # beyond the deadline, before the sender gives a request up
+KEPT = 20  # idle connections
 CATEGORIES, PER_CATEGORY = 20, 100  # items whose ids make the histories
 MAX_HISTORY = 30  # events of a made-up user before a new one takes the place
 ENOUGH = 0.99  # share of the offered requests that must get the model's list in time
@@ -165,6 +166,19 @@ async def _item_ids(client: httpx.AsyncClient) -> list[str]:
     return list(dict.fromkeys(item["item_id"] for page in pages for item in page["items"]))
 
 
+def sender(url: str, timeout_s: float, key: str | None) -> httpx.AsyncClient:
+    """A client that sends whatever is due. It keeps `KEPT` idle connections: httpx asks each of them before every
+    request whether it still lives, and with the hundreds that an overload leaves that takes 20 ms.
+    """
+    return httpx.AsyncClient(
+        base_url=url,
+        headers={} if key is None else {"authorization": f"Bearer {key}"},
+        timeout=timeout_s,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=KEPT),
+        trust_env=False,
+    )
+
+
 def measure(url: str, *, rate: float, seconds: float, users: int, seed: int, deadline_ms: int, key: str | None) -> Load:
     """Run one load test.
 
@@ -182,13 +196,7 @@ def measure(url: str, *, rate: float, seconds: float, users: int, seed: int, dea
     """
 
     async def whole() -> list[Answer]:
-        async with httpx.AsyncClient(
-            base_url=url,
-            headers={} if key is None else {"authorization": f"Bearer {key}"},
-            timeout=deadline_ms / 1000 + GRACE_S,
-            limits=httpx.Limits(max_connections=None),
-            trust_env=False,
-        ) as client:
+        async with sender(url, deadline_ms / 1000 + GRACE_S, key) as client:
             item_ids = await _item_ids(client)
             timeout_ms = max(1, int(ASKED * deadline_ms))
             wishes = ({"history": h, "timeout_ms": timeout_ms} for h in histories(item_ids, users, seed))

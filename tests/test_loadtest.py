@@ -18,7 +18,7 @@ from genrec.errors import ConfigError
 from genrec.serving.api_keys import Keys, add_key
 from genrec.serving.desk import Settings
 from genrec.serving.gateway import create_app
-from genrec.serving.loadtest import Answer, Load, find_capacity, histories, measure, poisson, summarise
+from genrec.serving.loadtest import KEPT, Answer, Load, find_capacity, histories, measure, poisson, sender, summarise
 from genrec.serving.torch_engine import TorchEngine
 from tests.engines import FaultyEngine
 from tests.gateway_fixture import ROOT, http, running
@@ -154,6 +154,40 @@ def test_a_server_that_vanishes_is_counted(tmp_path: Path) -> None:
     assert hasty.offered == hasty.accepted == hasty.late
     with pytest.raises(ConfigError, match=r"gave no answer.*genrec serve"):
         measure(url, rate=10, seconds=1, deadline_ms=100, **PLAIN)
+
+
+def test_idle_connections_of_an_overload_are_closed() -> None:
+    """The client asks each of them before every request: hundreds made the sender the slowest part of the test."""
+    opened: set[asyncio.StreamWriter] = set()
+    everybody = 60
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.add(writer)
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                while len(opened) < everybody:  # all are under way at once
+                    await asyncio.sleep(0.01)
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+            closed.append(writer)
+
+    closed: list[asyncio.StreamWriter] = []
+
+    async def whole() -> int:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with sender(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", 60, None) as client:
+            await asyncio.gather(*(client.get("/") for _ in range(everybody)))
+            while len(closed) < everybody - KEPT:
+                await asyncio.sleep(0.01)
+            assert (await client.get("/")).json() == {}
+            open_now = everybody - len(closed)
+        server.close()
+        return open_now
+
+    assert asyncio.run(asyncio.wait_for(whole(), 60)) == KEPT
 
 
 def test_every_answer_is_counted_once() -> None:
