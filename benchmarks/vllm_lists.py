@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -33,21 +34,24 @@ class OwnBeams:
     """vLLM's `LLM.beam_search` on a baked export: token ids, no trie."""
 
     def __init__(self, export: Export) -> None:
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # an eager vLLM compiles a sampler function none the less
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB, as ours
-        # all cores, as ours; left alone, vLLM keeps one for its scheduler
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        settings = {  # of its processes alone, not of engines that start later
+            "TORCHDYNAMO_DISABLE": "1",  # an eager vLLM compiles a sampler function none the less
+            "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, as ours
+            # all cores, as ours; left alone, vLLM keeps one for its scheduler
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+        }
         from vllm import LLM
 
         from genrec.serving.vllm_core import CPU_BLOCK
 
         self._export = export
         self._items = {tuple(codes) for codes in export.layout.sid_tokens(export.codes).tolist()}
-        self._llm = LLM(
-            str(export.model_dir), dtype="float32", enforce_eager=True, enable_prefix_caching=True,
-            block_size=CPU_BLOCK, max_model_len=1024, max_logprobs=2 * TOP, generation_config="vllm",
-            disable_log_stats=True,
-        )  # fmt: skip
+        with patch.dict(os.environ, settings):
+            self._llm = LLM(
+                str(export.model_dir), dtype="float32", enforce_eager=True, enable_prefix_caching=True,
+                block_size=CPU_BLOCK, max_model_len=1024, max_logprobs=2 * TOP, generation_config="vllm",
+                disable_log_stats=True,
+            )  # fmt: skip
         self.listed = self.invalid = 0
 
     def recommend(self, asked: list[RecommendRequest]) -> None:
