@@ -239,7 +239,8 @@ class TorchEngine:
                 if ended[row]:
                     continue
                 if request.temperature > 0:  # on the CPU, so that a seed means the same on every device
-                    chances = (logits[row].cpu() / request.temperature).softmax(-1)
+                    below = logits[row].double().cpu() - logits[row].max().item()  # finite at any temperature
+                    chances = (below / request.temperature).softmax(-1)
                     tokens[row] = int(torch.multinomial(chances, 1, generator=dice[row]))
                 if (matcher := matchers[row]) is not None:
                     matcher.accept_token(tokens[row])

@@ -212,6 +212,12 @@ def test_sampling_follows_the_softmax_and_the_seed(engine: TorchEngine) -> None:
     assert ((observed - flat) ** 2 / flat).sum() > 29.6
 
 
+def test_a_temperature_near_nothing_writes_the_greedy_text(engine: TorchEngine) -> None:
+    for temperature in (1e-6, 1e-40, 1e-300, 5e-324):  # the last three are 0 as float32
+        greedy, cold = engine.generate([TextRequest("item-3", max_tokens=8, temperature=t) for t in (0.0, temperature)])
+        assert cold.token_ids == greedy.token_ids
+
+
 def test_text_never_holds_an_id_or_a_placeholder(engine: TorchEngine) -> None:
     requests = [TextRequest("item-0", max_tokens=64, temperature=1e4, seed=seed) for seed in range(20)]
     tokens = [token for result in engine.generate(requests) for token in result.token_ids]
