@@ -15,7 +15,7 @@ SHARE = 6  # of GENREC_FUZZ_CASES, what one of the tests of conversations or ite
 
 def failures(chosen: str, cases: int) -> int:
     """Run the tests whose names hold `chosen`; how many failed."""
-    command = [sys.executable, "-m", "pytest", "-q", FILE, "-k", chosen, "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", FILE, "-k", chosen, "-p", "no:cacheprovider", "--timeout=0"]
     environment = {**os.environ, "GENREC_FUZZ_CASES": str(cases), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     summary = done.stdout.strip().rsplit("\n", 1)[-1]
