@@ -53,3 +53,15 @@ class ItemViews:
             rows=self.rows[index],
             parts={name: of[index] for name, of in self.parts.items()},
         )
+
+    def to(self, device: torch.device | str) -> ItemViews:
+        """The same on another device."""
+        return ItemViews(
+            final=self.final.to(device),
+            content=self.content.to(device),
+            ids=self.ids.to(device),
+            modal={m: of.to(device) for m, of in self.modal.items()},
+            category=self.category.to(device),
+            rows=self.rows.to(device),
+            parts={name: of.to(device) for name, of in self.parts.items()},
+        )

@@ -14,6 +14,8 @@ from genrec.adapters.interests import InterestUser
 from genrec.adapters.item_views import ItemViews
 from genrec.adapters.self_attention import Block
 
+LONGEST = 50  # newest events that are read, outside training
+
 
 def masked_mean(values: Tensor, there: Tensor) -> Tensor:
     """Mean over the places that are there: values [B, T, W], there bool [B, T] -> [B, W]; zeros where none is."""

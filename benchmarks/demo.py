@@ -30,10 +30,11 @@ from genrec.config import Recipe, load_recipe
 from genrec.encoders.features import Features
 from genrec.evaluate import format_markdown, load_per_user
 from genrec.metrics import ci95, per_user
-from genrec.pipeline import LONGER, Run
+from genrec.pipeline import Run
 from genrec.serving.engine import Engine, RecommendRequest, TextRequest
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
+from genrec.variants import LONGER
 from genrec.whole_path import planted_truth, whole_path
 
 log = logging.getLogger("benchmarks.demo")

@@ -243,6 +243,9 @@ class Evaluate(Settings):
         ["popularity", "markov", "itemknn", "sasrec"],
         description="fair simple rivals, trained in the same run",
     )
+    systems: list[str] = Field(
+        [], description="published systems, trained in the same run: names of `genrec systems list`, or YAML files"
+    )
     ablations: list[Ablation] = Field([], description="the generator without a part, trained in the same run")
     sasrec_epochs: int = Field(60, ge=1, description="most epochs of SASRec; it stops early on validation")
     sasrec_search: bool = Field(False, description="search SASRec's rate, dropout and width on validation")
@@ -266,6 +269,9 @@ class Serve(Settings):
         description="quantised copies of the export; the last two are for vLLM, which must be installed",
     )
     min_overlap: MinOverlap = Field(MinOverlap(), description="what a copy's lists must share with the export's")
+    rerank: str | None = Field(
+        None, description="a published system that re-orders what the beams find, a name or YAML file; null: none"
+    )
 
 
 class Recipe(Settings):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,73 +16,14 @@ import yaml
 from genrec.artefacts import MANIFEST, file_hash, key_at, key_of, read_manifest, run_stage, write_text
 from genrec.catalog import Catalogue
 from genrec.config import Recipe, load_recipe
-from genrec.errors import ArtefactError, ConfigError
+from genrec.errors import ArtefactError
+from genrec.variants import VARIANTS
 from genrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
 CATALOGUE_SETTINGS = {"item_columns", "max_bad_share", "max_text_chars", "max_pixels"}  # of data
 LOG_SETTINGS = {
     *("interaction_columns", "max_bad_share", "split", "cold_share", "test_share", "max_history", "max_users"),
-}
-
-
-LONGER = 2  # times the epochs for a generator whose inputs say nothing about items: it learns later (docs/LOG.md)
-
-
-def _without_soft_tokens(recipe: Recipe) -> Recipe:
-    """Item features reach nothing but the ids; as many histories per step as with soft tokens, `LONGER` training."""
-    levels, soft = recipe.semantic_ids.levels, recipe.backbone.soft_tokens
-    pack = max(16, round(recipe.finetune.pack_tokens * levels / (levels + soft)))
-    return recipe.model_copy(
-        update={
-            "backbone": recipe.backbone.model_copy(update={"soft_tokens": 0, "profile": 0}),
-            "align": recipe.align.model_copy(update={"steps": 0}),
-            "finetune": recipe.finetune.model_copy(
-                update={"pack_tokens": pack, "epochs": LONGER * recipe.finetune.epochs}
-            ),
-        }
-    )
-
-
-def _ids_of_content_alone(recipe: Recipe) -> Recipe:
-    """A TIGER-style generator (Rajput et al. 2023, arXiv:2305.05065): ids of content, no other sign of an item."""
-    return _without(
-        _without_soft_tokens(recipe),
-        backbone={"neighbours": 0},
-        semantic_ids={"collaborative_weight": 0.0},
-        sequence={"epochs": 0},
-    )
-
-
-def _random_base(recipe: Recipe) -> Recipe:
-    """Neither the base nor the adapter learned anything before fine-tuning."""
-    if not recipe.backbone.base.startswith("scratch:"):
-        raise ConfigError(
-            f"ablation genrec-no-pretraining: the base is {recipe.backbone.base!r}, which genrec did not train; it "
-            'needs backbone.base "scratch:"'
-        )
-    scratch = recipe.backbone.scratch.model_copy(update={"steps": 0})
-    return _without(recipe, backbone={"scratch": scratch}, align={"steps": 0})
-
-
-def _without(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
-    """The recipe with some settings of some sections changed."""
-    return recipe.model_copy(
-        update={name: getattr(recipe, name).model_copy(update=of) for name, of in sections.items()}
-    )
-
-
-VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
-    "genrec-no-image": lambda r: _without(r, encode={"image": None}),
-    "genrec-no-text": lambda r: _without(r, encode={"text": None}),
-    "genrec-no-soft": _without_soft_tokens,
-    "genrec-no-profile": lambda r: _without(r, backbone={"profile": 0}),
-    "genrec-no-neighbours": lambda r: _without(r, backbone={"neighbours": 0}),
-    "genrec-no-sequence": lambda r: _without(r, sequence={"epochs": 0}),
-    "genrec-no-scores": lambda r: _without(r, backbone={"profile": 0, "neighbours": 0}, sequence={"epochs": 0}),
-    "genrec-no-collaborative": lambda r: _without(r, semantic_ids={"collaborative_weight": 0.0}),
-    "genrec-no-pretraining": _random_base,
-    "tiger": _ids_of_content_alone,
 }
 
 
@@ -387,13 +327,20 @@ class Run:
         self.encode()
         self.base()
         self.train()
+        if self.recipe.serve.rerank is None:
+            shutil.rmtree(self.folder / "reranker", ignore_errors=True)  # of an earlier recipe
+        else:
+            from genrec.system_run import train_reranker
 
-    def _tuned_keys(self) -> dict[str, str]:
+            train_reranker(self)
+
+    def tuned_keys(self) -> dict[str, str]:
+        """Of the stages that the tuned generator consists of."""
         stages = ("lora", "sequence") if self.recipe.sequence.epochs else ("lora",)
         return {stage: key_at(self.folder / stage) for stage in stages}
 
-    def rank_test(self) -> Path:
-        """ranking/: the generator's top 50 for every test case, int32 [n, 50], in top.npy; returns the folder."""
+    def rank_test(self, reranked: bool = False) -> Path:
+        """ranking/ or reranked/: the top 50 for every test case, int32 [n, 50], in top.npy; returns the folder."""
         from genrec.ranking import rank_cases
 
         recipe = self.recipe
@@ -409,13 +356,16 @@ class Run:
                 exclude_seen=recipe.data.exclude_seen,
                 beams=recipe.evaluate.beams,
                 newcomers=None if space.newcomers is None else space.newcomers.to(backbone.device),
+                reranker=space.reranker if reranked else None,
             )
             np.save(out / "top.npy", top)
 
         settings = {"exclude_seen": recipe.data.exclude_seen, "beams": recipe.evaluate.beams}
         settings |= self._settings("new_items")
-        inputs = {**self._tuned_keys(), "interactions": key_at(self.shared / "interactions")}
-        return run_stage(self.folder, "ranking", settings, inputs, build, self.force)
+        inputs = {**self.tuned_keys(), "interactions": key_at(self.shared / "interactions")}
+        if reranked:
+            inputs["reranker"] = key_at(self.folder / "reranker")
+        return run_stage(self.folder, "reranked" if reranked else "ranking", settings, inputs, build, self.force)
 
     def export(self) -> Path:
         """export/: merged weights and everything that serving needs."""
@@ -446,6 +396,7 @@ class Run:
                 soft_prompt=prompt,
                 item_scores=backbone.item_scores,
                 newcomers=space.newcomers,
+                reranker=space.reranker,
                 keys=space.content_keys if recipe.new_items.relatives and not recipe.backbone.profile else None,
                 intake=Intake(
                     encoders={
@@ -478,9 +429,10 @@ class Run:
                 ),
             )
 
-        inputs = {**self._tuned_keys(), "catalog": key_at(self.shared / "catalog")}
-        if (self.folder / "eval" / MANIFEST).is_file():
-            inputs["eval"] = key_at(self.folder / "eval")
+        inputs = {**self.tuned_keys(), "catalog": key_at(self.shared / "catalog")}
+        for stage in ("eval", "reranker"):
+            if (self.folder / stage / MANIFEST).is_file():
+                inputs[stage] = key_at(self.folder / stage)
         settings = {"name": self.recipe.name, "new_items": self.recipe.new_items.model_dump()}
         return run_stage(self.folder, "export", settings, inputs, build, self.force)
 

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 
 from genrec.adapters.newcomers import Newcomers
+from genrec.adapters.reranker import Reranker
 from genrec.backbone import Backbone, collate_prompts
-from genrec.decode import beam_search, prefill
+from genrec.decode import Ranked, beam_search, prefill
 from genrec.prompts import Prompter
 from genrec.splits import Cases
 
 
-def rank_cases(
+def search_cases(
     backbone: Backbone,
     prompter: Prompter,
     cases: Cases,
@@ -20,11 +21,10 @@ def rank_cases(
     available: np.ndarray,
     exclude_seen: bool,
     beams: int,
-    k: int = 50,
     batch_tokens: int = 16_384,
     newcomers: Newcomers | None = None,
-) -> np.ndarray:
-    """The generator's top items for every case.
+) -> Ranked:
+    """What the beams find for every case.
 
     Args:
         backbone: in eval mode.
@@ -32,15 +32,16 @@ def rank_cases(
         cases: histories to continue.
         available: bool [N]; other items are never ranked.
         exclude_seen: leave out the items of a case's own history.
-        beams: beam width.
-        k: items per case.
+        beams: beam width, W.
         batch_tokens: prompt tokens per forward pass, padding included.
         newcomers: how new items get into the lists; None: like all others.
 
     Returns:
-        int32 [n, k], best first, -1 where there are fewer.
+        [n, W] on the CPU.
     """
-    top = np.full((len(cases.targets), k), -1, np.int32)
+    width = min(beams, len(available))
+    items = torch.full((len(cases), width), -1)
+    scores = torch.full((len(cases), width), -torch.inf)
     prompts = [prompter.next_item(history) for history in cases.histories]
     order = np.argsort([len(p.input_ids) for p in prompts], kind="stable")
     open_items = torch.from_numpy(available).to(backbone.device)
@@ -54,8 +55,8 @@ def rank_cases(
             allowed = open_items.repeat(len(rows), 1)
             if exclude_seen:
                 owner = np.repeat(np.arange(len(rows)), [len(cases.histories[r]) for r in rows])
-                items = np.concatenate([cases.histories[r] for r in rows]).astype(np.int64)
-                allowed[torch.from_numpy(owner), torch.from_numpy(items)] = False
+                seen = np.concatenate([cases.histories[r] for r in rows]).astype(np.int64)
+                allowed[torch.from_numpy(owner), torch.from_numpy(seen)] = False
             likely = backbone.likely([cases.histories[r] for r in rows])
             ranked = beam_search(
                 backbone,
@@ -65,9 +66,41 @@ def rank_cases(
                 backbone.trie.filter(allowed if newcomers is None else newcomers.without(allowed)),
                 None if likely is None else backbone.trie.prior(likely),
             )
-            found = ranked.items
             if newcomers is not None:
-                found, _ = newcomers.join(found, ranked.scores, likely, allowed, beams)
-            n = min(k, found.shape[1])
-            top[rows, :n] = found[:, :n].to(torch.int32).cpu().numpy()
-    return top
+                ranked = Ranked(*newcomers.join(ranked.items, ranked.scores, likely, allowed, beams))
+            n = min(width, ranked.items.shape[1])
+            items[rows, :n], scores[rows, :n] = ranked.items[:, :n].cpu(), ranked.scores[:, :n].float().cpu()
+    return Ranked(items, scores)
+
+
+def rank_cases(
+    backbone: Backbone,
+    prompter: Prompter,
+    cases: Cases,
+    *,
+    available: np.ndarray,
+    exclude_seen: bool,
+    beams: int,
+    k: int = 50,
+    newcomers: Newcomers | None = None,
+    reranker: Reranker | None = None,
+) -> np.ndarray:
+    """The generator's top items for every case; arguments as for `search_cases`.
+
+    Args:
+        k: items per case.
+        reranker: orders what the beams find; None: their own scores do.
+
+    Returns:
+        int32 [n, k], best first, -1 where there are fewer.
+    """
+    found = search_cases(
+        backbone, prompter, cases, available=available, exclude_seen=exclude_seen, beams=beams, newcomers=newcomers
+    )
+    return listed(found if reranker is None else reranker.reorder(cases.histories, found), k)
+
+
+def listed(found: Ranked, k: int = 50) -> np.ndarray:
+    """Lists of k: int32 [n, k], -1 where there are fewer."""
+    items = found.items[:, :k].to(torch.int32).numpy()
+    return np.pad(items, ((0, 0), (0, k - items.shape[1])), constant_values=-1)

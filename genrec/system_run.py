@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from genrec.artefacts import write_json
+from genrec.adapters.system import System
+from genrec.artefacts import key_at, key_of, run_stage, write_json
 from genrec.config import Recipe, resolve_recipe
 from genrec.errors import DataError
+from genrec.evaluate import top_items
 from genrec.metrics import per_user
 from genrec.pipeline import Run
 from genrec.planted import Table
 from genrec.real_table import MODALITIES, real_table
-from genrec.system_recipe import SystemRecipe
+from genrec.system_recipe import SystemRecipe, load_system
 from genrec.training.system_quality import system_scores
 from genrec.training.systems import check, check_modalities, train
+from genrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +54,86 @@ def widened(recipe: SystemRecipe, table: Table) -> SystemRecipe:
     return recipe.changed({"item.modalities": list(MODALITIES)})
 
 
+def trained_on(
+    space: Workspace, recipe: SystemRecipe, states: Path, steps: int | None = None
+) -> tuple[SystemRecipe, Table, System]:
+    """A system trained on a prepared and encoded run.
+
+    Args:
+        space: the run's.
+        recipe: the system.
+        states: folder that keeps its finished stages.
+        steps: of every stage, in place of the recipe's.
+
+    Returns:
+        the recipe as it was trained, the run as a table, the system in eval mode.
+
+    Raises:
+        ConfigError: the data lacks what the recipe needs; nothing was trained.
+    """
+    check_modalities(recipe, MODALITIES)
+    table = real_table(space)
+    recipe = widened(recipe, table)
+    check(recipe, table)
+    return recipe, table, train(recipe, table, space.recipe.seed, folder=states, steps=steps)
+
+
+def rank_system(run: Run, name: str) -> Path:
+    """systems/NAME/: a published system trained on the run's histories; its top 50 of the test cases in top.npy.
+
+    Args:
+        run: prepared and encoded.
+        name: of a system that comes with genrec, or a YAML file.
+    """
+    wanted = load_system(name)
+    seen, allowed = run.recipe.data.exclude_seen, run.space.catalogue.available
+
+    def build(out: Path, states: Path) -> None:
+        _, table, system = trained_on(run.space, wanted, states)
+        cases = table.split.test
+        scores = system_scores(system, table, cases.users)
+        np.save(out / "top.npy", top_items(scores, cases.histories if seen else None, allowed=allowed))
+
+    return _stage(run, f"systems/{wanted.name}", wanted, {"exclude_seen": seen}, {}, build)
+
+
+def train_reranker(run: Run) -> Path:
+    """reranker/: the system of ``serve.rerank``, and how much it counts behind the beams.
+
+    Raises:
+        ConfigError: the data lacks what it needs, or it knows no user by a history.
+    """
+    from genrec.training.rerank import fit_reranker
+
+    assert run.recipe.serve.rerank is not None
+    wanted, dump = load_system(run.recipe.serve.rerank), run.recipe.model_dump()
+    settings = {"exclude_seen": run.recipe.data.exclude_seen, "beams": run.recipe.evaluate.beams}
+    settings["valid_users"] = dump["finetune"]["valid_users"]
+
+    def build(out: Path, states: Path) -> dict[str, Any]:
+        return fit_reranker(run.space, wanted, out, states)
+
+    return _stage(run, "reranker", wanted, settings, run.tuned_keys(), build)
+
+
+def _stage(
+    run: Run,
+    name: str,
+    wanted: SystemRecipe,
+    settings: dict[str, Any],
+    inputs: dict[str, str],
+    build: Callable[[Path, Path], dict[str, Any] | None],
+) -> Path:
+    """A stage that trains a system; its finished parts are kept until the whole is there."""
+    settings = {"system": wanted.model_dump(), "seed": run.recipe.seed, **settings}
+    inputs = {**inputs, **{m: key_at(run.shared / "features" / m) for m in run.space.features}}
+    inputs["interactions"] = key_at(run.shared / "interactions")
+    states = run.folder / ".systems" / key_of({"stage": name, "settings": settings, "inputs": inputs})[:16]
+    folder = run_stage(run.folder, name, settings, inputs, lambda out: build(out, states), run.force)
+    shutil.rmtree(states, ignore_errors=True)
+    return folder
+
+
 def run_system(
     recipe: SystemRecipe, data: Path, runs: Path, *, seed: int = 0, steps: int | None = None
 ) -> dict[str, Any]:
@@ -67,18 +152,15 @@ def run_system(
     Raises:
         ConfigError: the data lacks what the recipe needs; nothing was trained.
     """
-    check_modalities(recipe, MODALITIES)
+    check_modalities(recipe, MODALITIES)  # before anything is read
     name = f"system-{recipe.name}"
     run = Run.create(data_recipe(data, name, seed, pictures=True), runs)
     run.prepare()
     if not any(run.space.catalogue.images):
         run = Run.create(data_recipe(data, name, seed, pictures=False), runs)
     run.encode()
-    table = real_table(run.space)
-    recipe = widened(recipe, table)
-    check(recipe, table)
     folder = run.folder / f"system-{seed}-{steps or 'full'}"
-    system = train(recipe, table, seed, folder=folder, steps=steps)
+    recipe, table, system = trained_on(run.space, recipe, folder, steps)
     metrics = {recipe.name: _accuracy(system_scores(system, table, table.split.test.users), table)}
     counts = np.bincount(np.concatenate(table.split.train), minlength=table.n_items).astype(np.float32)
     metrics["popularity"] = _accuracy(np.tile(counts, (len(table.split.test), 1)), table)

@@ -20,6 +20,7 @@ from genrec.interactions import Log
 from genrec.pipeline import Run
 from genrec.report import Example, Shown, Texts, Written, write_report
 from genrec.splits import Cases
+from genrec.system_recipe import load_system
 from genrec.writer import TASKS
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,15 @@ QUANTISED_USERS = 300
 
 def whole_path(run: Run) -> dict[str, Any]:
     """Every stage of a run; returns metrics.json."""
+    from genrec.adapters.reranker import check_reads_histories
     from genrec.serving.quantise import check_runnable
 
     started = time.monotonic()
     check_runnable(run.recipe.serve.quantise)
+    for name in run.recipe.evaluate.systems:
+        load_system(name)  # a misspelt one stops the run before it trains
+    if run.recipe.serve.rerank is not None:
+        check_reads_histories(load_system(run.recipe.serve.rerank))
     run.through_training()
     for name in run.recipe.evaluate.ablations:
         log.info("ablation %s", name)
@@ -67,9 +73,14 @@ def planted_truth(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def evaluate_run(run: Run) -> dict[str, Any]:
     """eval/: every model on the same test users; returns metrics.json."""
+    from genrec.system_run import rank_system
+
     recipe, space = run.recipe, run.space
     ranked: dict[str, Path] = {name: rank_baseline(run, name) for name in recipe.evaluate.baselines}
+    ranked |= {folder.name: folder for folder in (rank_system(run, name) for name in recipe.evaluate.systems)}
     ranked["genrec"] = run.rank_test()
+    if recipe.serve.rerank is not None:
+        ranked["genrec-reranked"] = run.rank_test(reranked=True)
     ranked |= {name: run.variant(name).rank_test() for name in recipe.evaluate.ablations}
 
     def build(out: Path) -> None:

@@ -16,6 +16,7 @@ from genrec.adapters.item_scores import ItemScores
 from genrec.adapters.neighbours import Table, follower_table, neighbour_table
 from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.profile import KeySpace, Profile
+from genrec.adapters.reranker import Reranker
 from genrec.adapters.sequence import SequenceScores
 from genrec.artefacts import MANIFEST, read_manifest
 from genrec.backbone import Backbone
@@ -33,6 +34,7 @@ from genrec.synthetic import Truth
 from genrec.writer import Writer
 
 SEQUENCE = "sequence.safetensors"
+RERANKER = "reranker.safetensors"
 WIDTH = 128  # most values per modality that relatives are found by, where there is no profile to say it
 
 
@@ -171,6 +173,12 @@ class Workspace:
         if not wanted.relatives or not self.features or known.all():
             return None
         return Newcomers.nearest(self.content_keys, known, wanted.relatives, wanted.lift)
+
+    @property
+    def reranker(self) -> Reranker | None:
+        """The system behind the beams, where the run has one."""
+        path = self.folder / "reranker" / RERANKER
+        return Reranker.load(path) if path.is_file() else None
 
     def backbone(self, *, tuned: bool, load_in: str | None = None) -> Backbone:
         """A fresh backbone with the aligned adapter in it where there is one.

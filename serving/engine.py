@@ -33,7 +33,7 @@ class RankedItem:
 
     item_id: str
     score: float  # log P(item): sum over levels of the log-softmax over the codes that lead on in the trie
-    rank: int  # 1 is best
+    rank: int  # 1 is best; by the score, or by the export's re-ranker
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ manifest.json          layout of the vocabulary, versions, hash of the catalogue
 model/                 merged weights with the semantic-id rows inside, and the tokenizer
 item_scores.safetensors  what a history says of every item: weights, keys, tables; absent without
 newcomers.safetensors  new items and their nearest relatives; absent where new items are like all others
+reranker.safetensors   a published system behind the beams; absent without
 keys.safetensors       all items' content keys, where later items need them to find relatives and no profile holds them
 soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
 adapter.safetensors    the adapter's weights and settings, for new items
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from genrec.adapters.item_scores import ItemScores
 from genrec.adapters.newcomers import Newcomers
+from genrec.adapters.reranker import Reranker
 from genrec.artefacts import MANIFEST, file_hash, key_of, read_manifest
 from genrec.catalog import Catalogue
 from genrec.errors import ArtefactError
@@ -40,7 +42,8 @@ from genrec.prompts import Layout, Prompt, Prompter
 from genrec.serving.intake import INTAKE, Intake
 
 log = logging.getLogger(__name__)
-FORMAT = 5
+FORMAT = 6
+RERANKER = "reranker.safetensors"
 REFUSED = "refused.txt"  # in a quantised copy that agreed too little with the original: why
 
 
@@ -58,6 +61,7 @@ class Export:
     prompt: Tensor  # [P, D] soft prompt
     item_scores: ItemScores | None = None  # what a history says of every item, before the model speaks
     newcomers: Newcomers | None = None  # how new items get into the lists; None: like all others
+    reranker: Reranker | None = None  # orders what the beams find; None: their scores do
     keys: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # modality -> [N, E_m], of the run's items
     renewed: frozenset[int] = frozenset()  # rows whose soft tokens are not the folder's any more
 
@@ -165,14 +169,15 @@ class Export:
             popularity = np.load(folder / "items" / "popularity.npy")
             item_scores = ItemScores.load(folder / "item_scores.safetensors") if result["item_scores"] else None
             newcomers = Newcomers.load(folder / "newcomers.safetensors") if result["newcomers"] else None
+            reranker = Reranker.load(folder / RERANKER) if result["reranker"] else None
             keys = load_file(folder / "keys.safetensors") if result["keys"] else {}
             if item_scores is not None and (profile := item_scores.profile) is not None:
                 keys = {name: profile.keys(name) for name in profile.names}
         except (OSError, TypeError, ValueError, EOFError, KeyError, RuntimeError, SafetensorError) as err:
             raise ArtefactError(
                 f"{folder}: expected soft.safetensors, items/codes.npy, items/popularity.npy and, where the manifest "
-                "says so, item_scores.safetensors, newcomers.safetensors and keys.safetensors; found one missing or "
-                f"broken ({err}); export the run again"
+                "says so, item_scores.safetensors, newcomers.safetensors, reranker.safetensors and keys.safetensors; "
+                f"found one missing or broken ({err}); export the run again"
             ) from err
         if len(codes) != len(catalogue.item_ids) or len(codes) != len(soft["items"]):
             raise ArtefactError(
@@ -190,6 +195,7 @@ class Export:
             prompt=soft["prompt"],
             item_scores=item_scores,
             newcomers=newcomers,
+            reranker=reranker,
             keys=keys,
         )
         export.check_unchanged()
@@ -231,6 +237,7 @@ def write_export(
     adapter_settings: dict[str, Any],
     tasks: Sequence[str],
     card: str,
+    reranker: Reranker | None = None,
     keys: dict[str, Tensor] | None = None,
     intake: Intake | None = None,
 ) -> dict[str, Any]:
@@ -251,6 +258,7 @@ def write_export(
         adapter_settings: arguments of `genrec.adapters.build_adapter` but K, D and rms (JSON-able).
         tasks: the texts that were trained, by their names in `genrec.config.Mixture`.
         card: the model card in Markdown.
+        reranker: what orders the beams' items, if not their scores.
         keys: modality -> float32 [N, E_m], from `genrec.adapters.profile.KeySpace`, where later items look for
             relatives and no profile holds them.
         intake: what items that come later need; None: none can come.
@@ -268,6 +276,8 @@ def write_export(
         item_scores.float().save(folder / "item_scores.safetensors")
     if newcomers is not None:
         newcomers.save(folder / "newcomers.safetensors")
+    if reranker is not None:
+        reranker.save(folder / RERANKER)
     if keys:
         save_file({name: of.contiguous() for name, of in keys.items()}, folder / "keys.safetensors")
     (folder / "items").mkdir()
@@ -286,6 +296,7 @@ def write_export(
         "adapter": adapter_settings,
         "item_scores": item_scores is not None,
         "newcomers": newcomers is not None,
+        "reranker": reranker is not None,
         "keys": bool(keys),
         "intake": intake is not None,
         "items_key": key_of(hashes),  # equal where ids and features of a later item are

@@ -21,6 +21,7 @@ from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, Tex
 from genrec.serving.export import Export
 from genrec.serving.exported_model import ExportedModel
 from genrec.serving.prefix_cache import Prefix, PrefixCache, stack
+from genrec.serving.ranked_items import ranked_items
 from genrec.serving.resolve import beam_width, item_rows, max_positions, recommend_prompt, text_prompt
 from genrec.trie import Trie
 
@@ -118,12 +119,9 @@ class TorchEngine:
                 ranked = self._search(
                     prompt, [histories[i] for i in batch], [bitmaps[i] for i in batch], widths[batch[0]]
                 )
-                for i, items, scores in zip(batch, ranked.items.tolist(), ranked.scores.tolist(), strict=True):
-                    legal = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
-                    results[i] = [
-                        RankedItem(catalogue.item_ids[item], score, rank)
-                        for rank, (item, score) in enumerate(legal[: requests[i].k], start=1)
-                    ]
+                lists = ranked_items(self.export, ranked, [histories[i] for i in batch], [requests[i].k for i in batch])
+                for i, items in zip(batch, lists, strict=True):
+                    results[i] = items
         return results
 
     @cached_property

@@ -24,6 +24,7 @@ from genrec.serving.baked_rows import token_ids
 from genrec.serving.compressed_tensors_copy import method_of, obstacle
 from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest, TextResult
 from genrec.serving.export import Export
+from genrec.serving.ranked_items import ranked_items
 from genrec.serving.resolve import MAX_POSITIONS, beam_width, item_rows, max_positions, recommend_prompt, text_prompt
 from genrec.serving.speculation import Speculation
 from genrec.serving.vllm_beams import sent, vllm_beams
@@ -202,16 +203,12 @@ class VllmEngine:
             groups.setdefault(search.width, []).append(number)
 
         results: list[list[RankedItem]] = [[] for _ in searches]
-        ids = export.catalogue.item_ids
         for group in groups.values():
             of_group = None if likely is None else likely[group]
             ranked = self._search(export, trie, [searches[i] for i in group], of_group)
-            for i, items, scores in zip(group, ranked.items.tolist(), ranked.scores.tolist(), strict=True):
-                legal = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
-                results[i] = [
-                    RankedItem(ids[item], score, rank)
-                    for rank, (item, score) in enumerate(legal[: searches[i].k], start=1)
-                ]
+            histories, ks = [searches[i].history for i in group], [searches[i].k for i in group]
+            for i, items in zip(group, ranked_items(export, ranked, histories, ks), strict=True):
+                results[i] = items
         return results
 
     def _checked(self, export: Export, trie: Trie, request: RecommendRequest) -> _Search:

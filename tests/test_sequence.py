@@ -10,12 +10,13 @@ from genrec.adapters.sequence import HEADS, SequenceScores
 from genrec.artefacts import read_manifest
 from genrec.config import resolve_recipe
 from genrec.errors import ConfigError
-from genrec.pipeline import VARIANTS, Run
+from genrec.pipeline import Run
 from genrec.sasrec import SASRec
 from genrec.serving.engine import RecommendRequest
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
 from genrec.training.sequence import WEIGHTS
+from genrec.variants import VARIANTS
 from genrec.workspace import SEQUENCE
 from tests.conftest import manifest_times, tiny_recipe
 

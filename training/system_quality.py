@@ -7,11 +7,11 @@ import torch
 
 from genrec.adapters.self_attention import left_pad
 from genrec.adapters.system import System
+from genrec.adapters.user_models import LONGEST
 from genrec.errors import ConfigError
 from genrec.planted import Table
 
 TOP = 10
-LONGEST = 50  # newest events that are read
 
 
 def measure_system(system: System, table: Table, metric: str) -> np.ndarray:

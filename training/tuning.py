@@ -12,32 +12,15 @@
 
 from __future__ import annotations
 
-import torch
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
+from torch import nn
 
+from genrec.adapters.small_parts import put_in
 from genrec.adapters.system import System
 from genrec.errors import ConfigError
+from genrec.system_recipe import SMALL
 
 PARTS = ("readers", "fusion", "ids", "graph", "user", "head")
-KINDS = ("full", "frozen", "last", "bottleneck", "lora", "prompt")
-RANK, PROMPT = 4, 4
-
-
-class Bottlenecked(nn.Module):
-    """A block followed by a small residual network that starts as the identity."""
-
-    def __init__(self, block: nn.Module, width: int):
-        super().__init__()
-        self.block = block
-        self.down, self.up = nn.Linear(width, RANK), nn.Linear(RANK, width)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [B, T, W], mask as the block's -> [B, T, W]."""
-        x = self.block(x, mask)
-        return x + self.up(torch.nn.functional.gelu(self.down(x)))
+KINDS = ("full", "frozen", "last", *SMALL)
 
 
 def set_tuning(system: System, tune: dict[str, str], where: str, tune_from: int = 0) -> list[nn.Parameter]:
@@ -67,22 +50,13 @@ def set_tuning(system: System, tune: dict[str, str], where: str, tune_from: int 
         module.requires_grad_(kind == "full")
         if kind == "last":
             _last_layer(module).requires_grad_(True)
-        elif kind in ("bottleneck", "lora", "prompt"):
+        elif kind in SMALL:
             layers = getattr(module, "layers", None)
             if not isinstance(layers, nn.ModuleList):
                 raise ConfigError(f"{where}: {part}: {kind} needs a part of blocks, such as user: transformer")
             if tune_from >= len(layers):
                 raise ConfigError(f"{where}_from: {tune_from}: {part} has {len(layers)} blocks, so none would learn")
-            if kind == "bottleneck":
-                for at in range(tune_from, len(layers)):
-                    layers[at] = Bottlenecked(layers[at], system.sizes.width)
-            elif kind == "lora":
-                linear = [name for name, of in module.named_modules() if isinstance(of, nn.Linear)]
-                kept = tuple(f"layers.{at}." for at in range(tune_from))
-                targets = [name for name in linear if not name.startswith(kept)]
-                inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets), module)
-            else:
-                module.add_prompt(PROMPT)
+            put_in(module, kind, system.sizes.width, tune_from)
     return [p for p in system.parameters() if p.requires_grad]
 
 
