@@ -27,7 +27,8 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     n_rows = rows.numel() // rows.shape[-1]
     if not 1 < n_rows <= FEW:
         return F.linear(rows, weight, bias)
-    out = (weight @ rows.reshape(n_rows, -1).t()).t().reshape(*rows.shape[:-1], -1)
+    # in memory as F.linear's answer is: attention over vectors with strides would not take its fast path
+    out = (weight @ rows.reshape(n_rows, -1).t()).t().contiguous().view(*rows.shape[:-1], -1)
     return out if bias is None else out + bias
 
 
@@ -59,7 +60,7 @@ class _Block:
         self.before, self.after = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         self.epsilon = layer.input_layernorm.variance_epsilon
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.widths = [len(of.weight) for of in projections]
+        self.heads = [len(of.weight) // attention.head_dim for of in projections]
         self.qkv, self.qkv_bias = joined(projections)
         self.out, self.out_bias = attention.o_proj.weight, attention.o_proj.bias
         self.gate_up, self.gate_up_bias = joined([mlp.gate_proj, mlp.up_proj])
@@ -120,13 +121,16 @@ class FusedDecoder(nn.Module):
         x = inputs_embeds
         for number, of in enumerate(self.blocks):
             normed = F.rms_norm(x, x.shape[-1:], of.before, of.epsilon)
-            parts = product(normed, of.qkv, of.qkv_bias).split(of.widths, -1)
-            q, k, v = (part.view(batch, length, -1, of.head_dim) for part in parts)
+            n_q, n_k, _ = of.heads
+            every = product(normed, of.qkv, of.qkv_bias).view(batch, length, -1, of.head_dim).transpose(1, 2)
+            turned, v = every[:, : n_q + n_k], every[:, n_q + n_k :]
             if of.q_norm is not None:
-                q = F.rms_norm(q, q.shape[-1:], of.q_norm, of.epsilon)
-                k = F.rms_norm(k, k.shape[-1:], of.k_norm, of.epsilon)
-            q, k = rotated(q.transpose(1, 2), cos, sin), rotated(k.transpose(1, 2), cos, sin)
-            k, v = past_key_values.update(k, v.transpose(1, 2), number)
+                q = F.rms_norm(turned[:, :n_q], turned.shape[-1:], of.q_norm, of.epsilon)
+                k = F.rms_norm(turned[:, n_q:], turned.shape[-1:], of.k_norm, of.epsilon)
+                turned = torch.cat([q, k], 1)
+            turned = rotated(turned, cos, sin)
+            q = turned[:, :n_q]
+            k, v = past_key_values.update(turned[:, n_q:], v, number)
             heads = F.scaled_dot_product_attention(
                 q, k, v, attention_mask, scale=of.scaling, enable_gqa=q.shape[1] != k.shape[1]
             )

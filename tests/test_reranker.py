@@ -47,7 +47,8 @@ def trained(name: str) -> tuple[SystemRecipe, Table, Any]:
 def test_what_it_says_of_a_list_is_what_the_system_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconstruct, "PRETRAIN", 3)
+    monkeypatch.setattr(reconstruct, "PRETRAIN", (3,))
+    monkeypatch.setattr(reconstruct, "READS", -1.0)  # after three steps it reads nothing
     recipe, table, system = trained(name)
     cases, rng = table.split.test, np.random.default_rng(0)
     scores = system_scores(system, table, cases.users)

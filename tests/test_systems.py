@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,25 @@ from genrec.training.systems import fresh, train, train_stage
 from genrec.training.tuning import set_tuning
 from genrec.training.views import Views
 
+class Words:
+    """A tokenizer of single letters."""
+
+    eos_token_id = 0
+
+    def __init__(self, letters: str) -> None:
+        self.words = ["<end>", "\n", *letters]
+
+    def __call__(self, text: str, add_special_tokens: bool) -> Any:
+        return SimpleNamespace(input_ids=[self.words.index(of) for of in text if of != " "])
+
+
 TINY = {"n_items": 60, "n_users": 40, "events": 6}
 
 
 @pytest.fixture(autouse=True)
 def quick_lm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruct, "PRETRAIN", 3)
+    monkeypatch.setattr(reconstruct, "PRETRAIN", (3,))
+    monkeypatch.setattr(reconstruct, "READS", -1.0)  # after three steps it reads nothing
 
 
 def tiny(recipe: SystemRecipe, **knobs: Any) -> Table:
@@ -103,6 +117,32 @@ def test_what_ease_leaves_ranks_without_the_language_model(tmp_path: Path, monke
     assert torch.equal(
         torch.from_numpy(impression_scores(rank_only, table)), torch.from_numpy(impression_scores(system, table))
     )
+
+
+def test_a_language_model_that_does_not_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = tuple(f"a {colour} lamp number {n}" for n in range(9) for colour in ("red", "blue"))
+    monkeypatch.setattr(reconstruct, "PRETRAIN", (2, 3))
+    monkeypatch.setattr(reconstruct, "READS", 0.1)
+    with pytest.raises(ConfigError, match=r"18 texts does not read .* after 3 steps"):
+        reconstruct.frozen_lm(texts)
+
+
+def test_what_own_words_spare_is_the_difference_of_two_costs() -> None:
+    """A model that copies its context word by word, and one that does not look at it."""
+    texts = [f"{a} {b} {c}" for a in "pqr" for b in "stu" for c in "vwx"]
+    tokenizer = Words("pqrstuvwx")
+
+    def copying(ids: torch.Tensor) -> Any:
+        there = torch.zeros(*ids.shape, len(tokenizer.words))
+        seen = torch.zeros(len(ids), len(tokenizer.words))
+        for at in range(ids.shape[1]):  # words that stood before are likely, all others are not
+            seen.scatter_(1, ids[:, at : at + 1], 5.0)
+            there[:, at] = seen
+        return SimpleNamespace(logits=there)
+
+    assert reconstruct.spared(copying, tokenizer, texts) > 1
+    blind = reconstruct.spared(lambda ids: SimpleNamespace(logits=torch.zeros(*ids.shape, 11)), tokenizer, texts)
+    assert blind == pytest.approx(0)
 
 
 def test_reconstruction_moves_the_adapter_and_not_the_language_model() -> None:

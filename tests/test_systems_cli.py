@@ -30,7 +30,8 @@ REFUSED = {
 
 @pytest.fixture(autouse=True)
 def quick_lm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruct, "PRETRAIN", 3)
+    monkeypatch.setattr(reconstruct, "PRETRAIN", (3,))
+    monkeypatch.setattr(reconstruct, "READS", -1.0)  # after three steps it reads nothing
 
 
 @pytest.fixture(scope="module")
