@@ -100,3 +100,4 @@ def test_products_from_either_side_are_the_same(rows: int) -> None:
     x, weight, bias = torch.randn(1, rows, 24), torch.randn(40, 24), torch.randn(40)
     torch.testing.assert_close(product(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
     torch.testing.assert_close(product(x, weight), torch.nn.functional.linear(x, weight))
+    assert product(x, weight, bias).is_contiguous()  # or attention leaves its fast path

@@ -28,6 +28,7 @@ from genrec.training.systems import fresh, train, train_stage
 from genrec.training.tuning import set_tuning
 from genrec.training.views import Views
 
+
 class Words:
     """A tokenizer of single letters."""
 

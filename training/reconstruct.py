@@ -64,8 +64,8 @@ def frozen_lm(texts: tuple[str, ...]) -> tuple[Any, Any]:
             return model, tokenizer
     raise ConfigError(
         f"objective reconstruct: the language model of these {len(texts)} texts does not read what stands before: a "
-        f"text's own words spare it {max(found):.3f} nats a token against another's, at least {READS} are needed, after "
-        f"{PRETRAIN[-1]} steps; give items texts that differ in more than a few words, or drop the stage"
+        f"text's own words spare it {max(found):.3f} nats a token against another's after {PRETRAIN[-1]} steps, and "
+        f"{READS} are needed; give items texts that differ in more than a few words, or drop the stage"
     )
 
 
