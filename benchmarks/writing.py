@@ -1,9 +1,10 @@
 """The embedded catalogue, several seeds: are texts true and for their user, messages understood, batches whole?
 
     make bench-writing                                  # five seeds, 100,000 rows
-    python -m benchmarks.writing --seeds 1 --rows 2000  # a first look
+    python -m benchmarks.writing --seeds 3 --parts texts  # one more seed
 
-Every stage is an artefact under runs/bench-writing, so a run that stops goes on where it stopped.
+Every stage is an artefact under runs/bench-writing, so a run that stops goes on where it stopped. What was measured is
+kept in benchmarks/results/writing.npz, seed by seed: what one call does not measure stays as an earlier one left it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.results import ROOT, Check, finish, over_seeds
-from genrec.artefacts import read_manifest
+from benchmarks.kept import Kept
+from benchmarks.results import RESULTS, ROOT, Check, finish, over_seeds
 from genrec.chat_quality import SETS, measure_chat
 from genrec.chat_replies import FITS, STRANGERS
 from genrec.config import load_recipe
@@ -41,6 +43,8 @@ from genrec.text_quality import measure
 from genrec.writer import PICTURE_ONLY, TASKS
 
 log = logging.getLogger("benchmarks.writing")
+SEEDS = (0, 1, 2, 3, 4)
+PARTS = ("texts", "batch")
 ITEMS_PER_USER = 10
 SPEED_ROWS = 2000
 MEMORY_ROWS = 1000
@@ -204,33 +208,61 @@ def text_checks(values: dict[str, list[dict[str, np.ndarray]]]) -> list[Check]:
     return checks
 
 
+def measure_seed(seed: int, runs: Path, kept: Kept) -> None:
+    """Train a seed, write and chat, and keep what every text and conversation was worth."""
+    started = time.monotonic()
+    run = trained(seed, runs)
+    arrays: dict[str, np.ndarray] = {}
+    about: dict[str, str] = {}
+    for task in TASKS:
+        about[task] = _table(measure(run, task))
+        arrays |= {f"{task}/{name}": of for name, of in values_of(run, task).items()}
+    measure_chat(run)
+    arrays |= {f"chat/{name}": of for name, of in values_of(run, "chat").items()}
+    arrays["tables"] = np.array(json.dumps(about))
+    kept.put(f"texts/{seed}", arrays, time.monotonic() - started)
+
+
+def verdicts(kept: Kept) -> tuple[list[Check], dict[str, str]]:
+    """The lines and tables of all that is kept."""
+    values: dict[str, list[dict[str, np.ndarray]]] = {task: [] for task in (*TASKS, "chat")}
+    tables: dict[str, str] = {}
+    seeds = kept.below("texts")
+    for seed in seeds:
+        found = kept.get(f"texts/{seed}")
+        for task, of in values.items():
+            start = f"{task}/"
+            of.append({name.removeprefix(start): v for name, v in found.items() if name.startswith(start)})
+        if seed == seeds[0]:
+            tables |= {f"Seed {seed}, {task}": text for task, text in json.loads(str(found["tables"])).items()}
+    whole = seeds == [str(seed) for seed in SEEDS]
+    checks = [Check("seeds measured", len(seeds), None, f"{len(SEEDS)}", whole)]
+    checks += text_checks(values) if seeds else []
+    if batch := kept.get("batch"):
+        checks += [Check(**check) for check in json.loads(str(batch["checks"]))]
+    return checks, tables | {"Which run each number comes from": kept.runs()}
+
+
 def main() -> int:
-    """Train every seed, write and measure, then the verdicts."""
+    """Measure what is asked for, then write the verdicts on all that is kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 .. N-1")
-    parser.add_argument("--rows", type=int, default=100_000, help="rows of the batch on seed 0; 0: no batch")
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="whose texts are measured")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="none: only render what is kept")
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of the batch, on seed 0")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-writing", help="where the runs go")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    seeds = list(range(arguments.seeds))
-    values: dict[str, list[dict[str, np.ndarray]]] = {task: [] for task in (*TASKS, "chat")}
-    tables: dict[str, str] = {}
-    for seed in seeds:
-        run = trained(seed, arguments.runs)
-        for task in TASKS:
-            result = measure(run, task)
-            values[task].append(values_of(run, task))
-            if seed == 0:
-                tables[f"Seed 0, {task}"] = _table(result)
-        measure_chat(run)
-        values["chat"].append(values_of(run, "chat"))
-    checks = text_checks(values)
-    if arguments.rows:
-        checks += batch_checks(Run.open(arguments.runs / "s0"), arguments.rows)
-    seconds = sum(read_manifest(path.parent)["seconds"] for path in arguments.runs.rglob("manifest.json"))
-    whole = len(seeds) == 5 and arguments.rows == 100_000
-    command = f"python -m benchmarks.writing --seeds {len(seeds)} --rows {arguments.rows}"
-    return finish("writing", "make bench-writing" if whole else command, seeds, seconds, checks, tables)
+    kept = Kept(RESULTS / "writing.npz")
+    for seed in arguments.seeds if "texts" in arguments.parts else ():
+        measure_seed(seed, arguments.runs, kept)
+    if "batch" in arguments.parts:
+        started = time.monotonic()
+        checks = batch_checks(trained(SEEDS[0], arguments.runs), arguments.rows)
+        found = {"checks": np.array(json.dumps([asdict(check) for check in checks]))}
+        kept.put("batch", found, time.monotonic() - started)
+    checks, tables = verdicts(kept)
+    seeds = [int(seed) for seed in kept.below("texts")]
+    return finish("writing", "make bench-writing", seeds, kept.seconds, checks, tables)
 
 
 def _table(result: dict[str, Any]) -> str:
