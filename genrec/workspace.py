@@ -180,11 +180,12 @@ class Workspace:
         path = self.folder / "reranker" / RERANKER
         return Reranker.load(path) if path.is_file() else None
 
-    def backbone(self, *, tuned: bool, load_in: str | None = None) -> Backbone:
-        """A fresh backbone with the aligned adapter in it where there is one.
+    def backbone(self, *, tuned: bool, aligned: bool = True, load_in: str | None = None) -> Backbone:
+        """A fresh backbone.
 
         Args:
             tuned: with LoRA or a trainable base as the recipe says; False: a frozen base without LoRA.
+            aligned: with the adapter as alignment left it, where it was aligned; False: as it starts.
             load_in: another precision of the base than the recipe's.
         """
         recipe = self.recipe
@@ -213,9 +214,9 @@ class Workspace:
             tune_base=tuned and recipe.backbone.tune == "full",
             dropout=recipe.finetune.dropout if tuned else 0.0,
         )
-        aligned = self.folder / "alignment" / "aligned.safetensors"
-        if aligned.is_file() and adapter is not None:
-            backbone.load_trained(load_file(aligned))
+        path = self.folder / "alignment" / "aligned.safetensors"
+        if aligned and path.is_file() and adapter is not None:
+            backbone.load_trained(load_file(path))
         return backbone
 
     def tuned_backbone(self, load_in: str | None = None) -> Backbone:

@@ -41,6 +41,14 @@ def test_alignment_trains_the_adapter_and_the_soft_prompt(prepared, tmp_path):
     assert len(moved) > len(aligned) / 2
 
 
+def test_aligning_again_starts_anew_and_not_from_the_last_one(prepared, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(prepared.folder, folder)
+    Run(folder, prepared.recipe, folder, force=True).align()
+    once, twice = (load_file(of / "alignment" / "aligned.safetensors") for of in (prepared.folder, folder))
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
 def test_info_nce_equals_a_plain_loop():
     torch.manual_seed(0)
     queries, keys = torch.randn(5, 7), torch.randn(5, 7)

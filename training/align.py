@@ -103,7 +103,7 @@ def align(space: Workspace, out: Path) -> dict[str, Any]:
         "held_out_items", "llm_sha256", "curve"}.
     """
     settings, seed = space.recipe.align, space.recipe.seed
-    backbone = space.backbone(tuned=False).to("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = space.backbone(tuned=False, aligned=False).to("cuda" if torch.cuda.is_available() else "cpu")
     before = weights_hash(backbone.lm)
     prompter, texts = space.prompter, space.catalogue.texts()
     prompter = type(prompter)(space.tokenizer, space.layout, space.semantic_ids.codes, settings.max_text_tokens)
