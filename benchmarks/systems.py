@@ -1,10 +1,10 @@
 """Every system's proof: five paired seeds, with its idea and without it, and a control.
 
     make bench-systems
-    python -m benchmarks.systems --systems clcrec dicm --seeds 2
+    python -m benchmarks.systems --systems clcrec dicm      # these two, beside what is kept
 
-Every trial is kept under runs/bench-systems, so a run that stops goes on where it stopped. docs/systems.md and its
-pictures are written from what is kept.
+Every trial is kept in benchmarks/results/trials until its recipe changes, so a run that stops goes on where it
+stopped. docs/systems.md and its pictures are written from what is kept.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.results import ROOT, Check, finish
+from benchmarks.results import RESULTS, ROOT, Check, finish
 from genrec.artefacts import write_text
-from genrec.proofs import Trial, interval, prove
+from genrec.proofs import Trial, interval, kept_trial, prove
 from genrec.system_recipe import SystemRecipe, load_system, system_names
 
 log = logging.getLogger("benchmarks.systems")
@@ -95,13 +95,20 @@ def draw(family: str, recipes: list[SystemRecipe], trials: dict[str, list[Trial]
 def main() -> int:
     """Prove what is asked for, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--systems", nargs="*", default=system_names(), help="their names; all unless given")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds 0 .. N-1")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench-systems", help="where trials are kept")
+    parser.add_argument("--systems", nargs="*", default=system_names(), help="to prove; none: only render what is kept")
+    parser.add_argument("--trials", type=Path, default=RESULTS / "trials", help="where trials are kept")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    recipes = [load_system(name) for name in arguments.systems]
-    trials = {r.name: [prove(r, seed, arguments.runs) for seed in range(arguments.seeds)] for r in recipes}
+    for recipe in map(load_system, arguments.systems):
+        for seed in range(SEEDS):
+            prove(recipe, seed, arguments.trials)
+    trials: dict[str, list[Trial]] = {}
+    recipes = []
+    for recipe in map(load_system, system_names()):
+        kept = [trial for seed in range(SEEDS) if (trial := kept_trial(recipe, seed, arguments.trials)) is not None]
+        if len(kept) == SEEDS:
+            recipes.append(recipe)
+            trials[recipe.name] = kept
     families = {family: [r for r in recipes if r.family == family] for family in sorted({r.family for r in recipes})}
     page = [HEAD]
     for family, mine in families.items():
@@ -114,15 +121,16 @@ def main() -> int:
             table_of(mine, trials),
             "",
         ]
-    left = [name for name in system_names() if name not in arguments.systems]
+    left = [name for name in system_names() if name not in trials]
     if left:
-        page += ["## Not proved in this run", "", ", ".join(left), ""]
+        page += ["## Not proved", "", ", ".join(left), ""]
     write_text(PAGE, "\n".join(page))
     seconds = sum(t.seconds for of in trials.values() for t in of)
     checks = [check for recipe in recipes for check in checks_of(recipe, trials[recipe.name])]
-    whole = arguments.seeds == SEEDS and arguments.systems == system_names()
-    command = "make bench-systems" if whole else "python -m benchmarks.systems"
-    return finish("systems", command, list(range(arguments.seeds)), seconds, checks, {})
+    checks.append(Check("systems with a proof", len(trials), None, f"{len(system_names())}", not left))
+    commits = sorted({trial.commit[:12] for of in trials.values() for trial in of})
+    tables = {"Commits that the trials come from": ", ".join(commits)}
+    return finish("systems", "make bench-systems", list(range(SEEDS)), seconds, checks, tables)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec.artefacts import key_of, write_json
+from genrec.artefacts import git_commit, key_of, write_json
 from genrec.planted import Planted, Table, plant
 from genrec.system_recipe import SystemRecipe
 from genrec.training.system_quality import gauc_of, hits, measure_system
@@ -25,6 +25,7 @@ class Trial:
 
     Attributes:
         key: hash of the recipe that was proved.
+        commit: of the code that proved it.
         seed: of world, weights and batches.
         method, ablation: the metric's mean where the idea is needed, with it and without it.
         method_control, ablation_control: the same where there is nothing for it to find.
@@ -33,6 +34,7 @@ class Trial:
     """
 
     key: str
+    commit: str
     seed: int
     method: float
     ablation: float
@@ -58,12 +60,8 @@ def prove(recipe: SystemRecipe, seed: int, folder: Path | None = None) -> Trial:
         seed: of everything.
         folder: keeps the trial; asked again for the same recipe, it is read from there.
     """
-    key = key_of(recipe.model_dump())
-    kept = None if folder is None else folder / f"{recipe.name}-{seed}.json"
-    if kept is not None and kept.is_file():
-        trial = Trial(**json.loads(kept.read_text(encoding="utf-8")))
-        if trial.key == key:
-            return trial
+    if folder is not None and (kept := kept_trial(recipe, seed, folder)) is not None:
+        return kept
     started, proof = time.monotonic(), recipe.prove
     ablated = recipe.changed(proof.without)
     table = plant(proof.world, seed)
@@ -75,11 +73,25 @@ def prove(recipe: SystemRecipe, seed: int, folder: Path | None = None) -> Trial:
     ]
     method, ablation, method_control, ablation_control = found
     oracle, seconds = oracle_of(table, proof.metric), round(time.monotonic() - started, 1)
-    trial = Trial(key, seed, method, ablation, method_control, ablation_control, oracle, seconds)
+    key, commit = key_of(recipe.model_dump()), str(git_commit())
+    trial = Trial(key, commit, seed, method, ablation, method_control, ablation_control, oracle, seconds)
     log.info("%s, seed %d: %+.3f, control %+.3f", recipe.name, seed, trial.gain, trial.control)
-    if kept is not None:
-        write_json(kept, asdict(trial))
+    if folder is not None:
+        write_json(_place(recipe, seed, folder), asdict(trial))
     return trial
+
+
+def _place(recipe: SystemRecipe, seed: int, folder: Path) -> Path:
+    return folder / f"{recipe.name}-{seed}.json"
+
+
+def kept_trial(recipe: SystemRecipe, seed: int, folder: Path) -> Trial | None:
+    """What `prove` kept of this very recipe; None where it kept nothing, or of another one."""
+    path = _place(recipe, seed, folder)
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return Trial(**kept) if kept["key"] == key_of(recipe.model_dump()) else None
 
 
 def oracle_of(table: Table, metric: str) -> float:

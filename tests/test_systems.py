@@ -18,7 +18,7 @@ from genrec.adapters.self_attention import left_pad
 from genrec.adapters.user_models import TransformerUser
 from genrec.errors import ConfigError
 from genrec.planted import Planted, Table, plant
-from genrec.proofs import interval, prove
+from genrec.proofs import interval, kept_trial, prove
 from genrec.system_recipe import FOLDER, SystemRecipe, load_system, system_names
 from genrec.training import reconstruct
 from genrec.training.pairs import Whose, batches
@@ -267,7 +267,11 @@ def test_a_proof_is_kept_and_read_again(tmp_path: Path) -> None:
     )
     first = prove(small, 0, tmp_path)
     assert prove(small, 0, tmp_path) == first
-    assert prove(small.changed({"stages.0.steps": 3}), 0, tmp_path).key != first.key
+    assert kept_trial(small, 0, tmp_path) == first
+    assert kept_trial(small, 1, tmp_path) is None
+    other = small.changed({"stages.0.steps": 3})
+    assert kept_trial(other, 0, tmp_path) is None
+    assert prove(other, 0, tmp_path).key != first.key
 
 
 def test_the_interval_is_student_s() -> None:
