@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from genrec.adapters.reranker import check_reads_histories
 from genrec.adapters.system import System
 from genrec.artefacts import key_at, key_of, run_stage, write_json
 from genrec.config import Recipe, resolve_recipe
@@ -52,6 +53,27 @@ def widened(recipe: SystemRecipe, table: Table) -> SystemRecipe:
         return recipe
     log.warning("%s: some items have no %s, so %s are read", recipe.name, " or ".join(named), " and ".join(MODALITIES))
     return recipe.changed({"item.modalities": list(MODALITIES)})
+
+
+def check_systems(run: Run) -> None:
+    """Prepare and encode a run, and look whether its data has what its recipe's systems need.
+
+    Raises:
+        ConfigError: no such system, one that cannot stand behind the beams, or data that lacks something; nothing was
+            trained.
+    """
+    wanted = [load_system(name) for name in run.recipe.evaluate.systems]
+    if run.recipe.serve.rerank is not None:
+        wanted.append(load_system(run.recipe.serve.rerank))
+        check_reads_histories(wanted[-1])
+    if not wanted:
+        return
+    run.prepare()
+    run.encode()
+    table = real_table(run.space)
+    for recipe in wanted:
+        check_modalities(recipe, MODALITIES)
+        check(widened(recipe, table), table)
 
 
 def trained_on(

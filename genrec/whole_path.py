@@ -20,7 +20,6 @@ from genrec.interactions import Log
 from genrec.pipeline import Run
 from genrec.report import Example, Shown, Texts, Written, write_report
 from genrec.splits import Cases
-from genrec.system_recipe import load_system
 from genrec.writer import TASKS
 
 log = logging.getLogger(__name__)
@@ -31,15 +30,12 @@ QUANTISED_USERS = 300
 
 def whole_path(run: Run) -> dict[str, Any]:
     """Every stage of a run; returns metrics.json."""
-    from genrec.adapters.reranker import check_reads_histories
     from genrec.serving.quantise import check_runnable
+    from genrec.system_run import check_systems
 
     started = time.monotonic()
     check_runnable(run.recipe.serve.quantise)
-    for name in run.recipe.evaluate.systems:
-        load_system(name)  # a misspelt one stops the run before it trains
-    if run.recipe.serve.rerank is not None:
-        check_reads_histories(load_system(run.recipe.serve.rerank))
+    check_systems(run)
     run.through_training()
     for name in run.recipe.evaluate.ablations:
         log.info("ablation %s", name)

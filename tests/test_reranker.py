@@ -113,6 +113,13 @@ def test_a_misspelt_system_is_refused_before_training(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("manifest.json"))
 
 
+def test_data_without_what_a_system_needs_is_refused_before_training(tmp_path: Path) -> None:
+    recipe = tiny_recipe(evaluate={"baselines": [], "ablations": [], "systems": ["uniembedding"]})
+    with pytest.raises(ConfigError, match="two domains"):
+        whole_path(Run.create(resolve_recipe(recipe), tmp_path))
+    assert not list(tmp_path.rglob("base/manifest.json"))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole path with a short system of the table and one behind the beams."""
