@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 RANK, PROMPT = 4, 4
@@ -40,6 +39,8 @@ def put_in(module: Any, kind: str, width: int, first: int = 0) -> None:
         for at in range(first, len(module.layers)):
             module.layers[at] = Bottlenecked(module.layers[at], width)
     elif kind == "lora":
+        from peft import LoraConfig, inject_adapter_in_model  # serving loads this file, and rarely needs peft
+
         linear = [name for name, of in module.named_modules() if isinstance(of, nn.Linear)]
         kept = tuple(f"layers.{at}." for at in range(first))
         targets = [name for name in linear if not name.startswith(kept)]

@@ -117,6 +117,8 @@ class VllmEngine:
                 "serve the unquantised export, or take the torch engine"
             )
         method = method_of(config)
+        if method == "w4a16" and dtype == "float32":
+            raise ArtefactError(f"{export.folder}: vLLM has 4-bit weights in half precision only; leave dtype at auto")
         if method is not None and (found := obstacle(method)) is not None:
             raise ArtefactError(f"{export.folder}: {found}")
         if (found := vllm_obstacle()) is not None:

@@ -310,6 +310,13 @@ def cases(n: int = 40) -> Cases:
     return Cases(np.arange(n), histories, rng.integers(0, 60, n).astype(np.int32))
 
 
+def test_vllm_s_4_bit_weights_are_refused_in_float32(run_dir: Path) -> None:
+    from genrec.serving.vllm_engine import VllmEngine
+
+    with pytest.raises(ArtefactError, match="half precision"):
+        VllmEngine(Export.load(run_dir / "export-w4a16"), dtype="float32")
+
+
 @pytest.mark.vllm
 @pytest.mark.parametrize("method", METHODS)
 def test_vllm_serves_what_the_written_numbers_mean(run_dir: Path, tmp_path: Path, monkeypatch, method: str) -> None:
@@ -332,7 +339,7 @@ def test_vllm_serves_what_the_written_numbers_mean(run_dir: Path, tmp_path: Path
 
     def engines(*folders: Path):
         for folder in folders:
-            engine = VllmEngine(Export.load(folder), dtype="float32")
+            engine = VllmEngine(Export.load(folder), dtype="float32" if method == "w8a8" else "bfloat16")
             try:
                 found.append([{i.item_id: i.score for i in items} for items in engine.recommend(requests)])
                 yield engine
