@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -44,24 +45,19 @@ class ItemViews:
 
     def at(self, index: Tensor) -> ItemViews:
         """The views of ``index`` int64 [...], positions along the first dimension."""
-        return ItemViews(
-            final=self.final[index],
-            content=self.content[index],
-            ids=self.ids[index],
-            modal={m: of[index] for m, of in self.modal.items()},
-            category=self.category[index],
-            rows=self.rows[index],
-            parts={name: of[index] for name, of in self.parts.items()},
-        )
+        return self._each(lambda of: of[index])
 
     def to(self, device: torch.device | str) -> ItemViews:
         """The same on another device."""
+        return self._each(lambda of: of.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ItemViews:
         return ItemViews(
-            final=self.final.to(device),
-            content=self.content.to(device),
-            ids=self.ids.to(device),
-            modal={m: of.to(device) for m, of in self.modal.items()},
-            category=self.category.to(device),
-            rows=self.rows.to(device),
-            parts={name: of.to(device) for name, of in self.parts.items()},
+            final=change(self.final),
+            content=change(self.content),
+            ids=change(self.ids),
+            modal={m: change(of) for m, of in self.modal.items()},
+            category=change(self.category),
+            rows=change(self.rows),
+            parts={name: change(of) for name, of in self.parts.items()},
         )

@@ -110,9 +110,7 @@ class Reranker(nn.Module):
 
     def reorder(self, histories: Sequence[Sequence[int] | np.ndarray], ranked: Ranked) -> Ranked:
         """The same items, each with its own score, by the sum of score and `weight` times deviations."""
-        moved = self.weight * self(histories, ranked.items).to(ranked.scores.device)
-        order = (ranked.scores + moved).argsort(dim=1, descending=True, stable=True)
-        return Ranked(ranked.items.gather(1, order), ranked.scores.gather(1, order))
+        return moved(ranked, self.weight * self(histories, ranked.items)) if self.weight else ranked
 
     def save(self, path: Path) -> None:
         """Write all of it."""
@@ -144,6 +142,12 @@ class Reranker(nn.Module):
         )
         made.load_state_dict(state)
         return made
+
+
+def moved(ranked: Ranked, by: Tensor) -> Ranked:
+    """The same items, each with its own score, in the order of score plus `by` [B, W]."""
+    order = (ranked.scores + by.to(ranked.scores.device)).argsort(dim=1, descending=True, stable=True)
+    return Ranked(ranked.items.gather(1, order), ranked.scores.gather(1, order))
 
 
 def check_reads_histories(recipe: SystemRecipe) -> None:

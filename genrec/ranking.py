@@ -12,6 +12,8 @@ from genrec.decode import Ranked, beam_search, prefill
 from genrec.prompts import Prompter
 from genrec.splits import Cases
 
+BATCH_TOKENS = 16_384  # of prompts per forward pass, padding included
+
 
 def search_cases(
     backbone: Backbone,
@@ -21,7 +23,6 @@ def search_cases(
     available: np.ndarray,
     exclude_seen: bool,
     beams: int,
-    batch_tokens: int = 16_384,
     newcomers: Newcomers | None = None,
 ) -> Ranked:
     """What the beams find for every case.
@@ -33,7 +34,6 @@ def search_cases(
         available: bool [N]; other items are never ranked.
         exclude_seen: leave out the items of a case's own history.
         beams: beam width, W.
-        batch_tokens: prompt tokens per forward pass, padding included.
         newcomers: how new items get into the lists; None: like all others.
 
     Returns:
@@ -48,7 +48,7 @@ def search_cases(
     start = 0
     with torch.inference_mode():
         while start < len(order):
-            size = max(1, min(128, batch_tokens // len(prompts[order[min(start + 127, len(order) - 1)]].input_ids)))
+            size = max(1, min(128, BATCH_TOKENS // len(prompts[order[min(start + 127, len(order) - 1)]].input_ids)))
             rows = order[start : start + size]
             start += size
             ids, slots, lengths = collate_prompts([prompts[r] for r in rows], prompter.layout, backbone.device)

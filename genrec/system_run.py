@@ -128,9 +128,9 @@ def train_reranker(run: Run) -> Path:
     from genrec.training.rerank import fit_reranker
 
     assert run.recipe.serve.rerank is not None
-    wanted, dump = load_system(run.recipe.serve.rerank), run.recipe.model_dump()
-    settings = {"exclude_seen": run.recipe.data.exclude_seen, "beams": run.recipe.evaluate.beams}
-    settings["valid_users"] = dump["finetune"]["valid_users"]
+    recipe, wanted = run.recipe, load_system(run.recipe.serve.rerank)
+    settings = {"exclude_seen": recipe.data.exclude_seen, "beams": recipe.evaluate.beams}
+    settings["valid_users"] = recipe.finetune.valid_users
 
     def build(out: Path, states: Path) -> dict[str, Any]:
         return fit_reranker(run.space, wanted, out, states)

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from genrec.adapters.reranker import Reranker, check_reads_histories
+from genrec.adapters.reranker import Reranker, check_reads_histories, moved
 from genrec.metrics import per_user
 from genrec.ranking import listed, search_cases
 from genrec.system_recipe import SystemRecipe
@@ -48,10 +48,10 @@ def fit_reranker(space: Workspace, recipe: SystemRecipe, folder: Path, states: P
         exclude_seen=space.recipe.data.exclude_seen,
         beams=space.recipe.evaluate.beams,
     )
+    deviations = reranker(cases.histories, beams.items)
     found = {}
     for weight in WEIGHTS:
-        reranker.weight = weight
-        top = listed(reranker.reorder(cases.histories, beams))
+        top = listed(moved(beams, weight * deviations))
         found[weight] = float(per_user(top, cases.targets)["ndcg@10"].mean())
         log.info("re-ranker %s: weight %g, validation ndcg@10 %.4f", recipe.name, weight, found[weight])
     reranker.weight = max(WEIGHTS, key=found.__getitem__)
