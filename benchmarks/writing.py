@@ -1,6 +1,8 @@
 """The embedded catalogue, several seeds: are texts true and for their user, messages understood, batches whole?
 
-    make bench-writing                                  # five seeds, 100,000 rows
+Then films with real posters, where those lie beside the checkout: the same path, with ten texts a task in its report.
+
+    make bench-writing                                  # five seeds, 100,000 rows, real posters
     python -m benchmarks.writing --seeds 3 --parts texts  # one more seed
 
 Every stage is an artefact under runs/bench-writing, so a run that stops goes on where it stopped. What was measured is
@@ -18,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.kept import Kept
+from benchmarks.real import DATA, recipe_of
 from benchmarks.results import RESULTS, ROOT, Check, finish, over_seeds
 from genrec.chat_quality import SETS, measure_chat
 from genrec.chat_replies import FITS, STRANGERS
@@ -39,17 +42,25 @@ from genrec.serving.batch import Wish, describe_pairs
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
 from genrec.synthetic import SIZES
-from genrec.text_quality import measure
+from genrec.text_quality import EXAMPLES, measure
+from genrec.whole_path import whole_path
 from genrec.writer import PICTURE_ONLY, TASKS
 
 log = logging.getLogger("benchmarks.writing")
 SEEDS = (0, 1, 2, 3, 4)
-PARTS = ("texts", "batch")
+PARTS = ("texts", "batch", "posters")
 ITEMS_PER_USER = 10
 SPEED_ROWS = 2000
 MEMORY_ROWS = 1000
 KILLS = 10
 MAX_TOKENS = 64
+FILMS = "movielens-1m-posters"
+FILM_ROWS = 1000
+FILM_TRAINING: dict[str, Any] = {
+    "epochs": 2,
+    "pack_tokens": 1024,
+    "mixture": {"describe": 1.5, "explain": 1.0, "headline": 0.5, "id_text": 0.05, "text_id": 0.05, "chat": 1.0},
+}
 
 
 def trained(seed: int, runs: Path) -> Run:
@@ -59,6 +70,23 @@ def trained(seed: int, runs: Path) -> Run:
     run.through_training()
     run.export()
     return run
+
+
+def films(runs: Path) -> Run:
+    """The writing recipe's tasks on films, 1,500 of the users, with their posters' features."""
+    writing = load_recipe(ROOT / "training" / "recipes" / "writing.yaml")
+    recipe = recipe_of(
+        FILMS,
+        name="posters",
+        data={"max_history": 20},
+        backbone=writing.backbone.model_dump(),
+        adapter=writing.adapter.model_dump(),
+        align={"steps": 300, "learning_rate": 0.005, "tune_base": True},
+        finetune={**writing.finetune.model_dump(), **FILM_TRAINING},
+        sequence={"epochs": 0},
+        evaluate={"baselines": ["popularity", "itemknn"]},
+    )
+    return Run.create(recipe, runs)
 
 
 def values_of(run: Run, task: str) -> dict[str, np.ndarray]:
@@ -124,10 +152,11 @@ def killed(export: Path, pairs: Path, out: Path, kills: int) -> int:
     return done
 
 
-def rows_of(out: Path) -> np.ndarray:
-    """The row numbers in all shards and side files: int64 [n]."""
+def wrong_rows(out: Path, rows: int) -> int:
+    """How many of so many rows are in no shard and no side file, and how often one is there again."""
     files = [*out.glob("part-*.parquet"), *out.glob("rejected-*.parquet")]
-    return np.concatenate([pq.read_table(path, columns=["row"])["row"].to_numpy() for path in files])
+    found = np.concatenate([pq.read_table(path, columns=["row"])["row"].to_numpy() for path in files])
+    return rows - len(np.intersect1d(found, np.arange(rows))) + len(found) - len(np.unique(found))
 
 
 def rows_per_second(run: Run, pairs: Path, out: Path, least_shared: int) -> float:
@@ -153,8 +182,7 @@ def batch_checks(run: Run, rows: int) -> list[Check]:
     small = peak_mb(export, few, folder / "few")
     done = killed(export, pairs, folder / "out", KILLS)
     large = peak_mb(export, pairs, folder / "out")
-    found = rows_of(folder / "out")
-    wrong = rows - len(np.intersect1d(found, np.arange(rows))) + len(found) - len(np.unique(found))
+    wrong = wrong_rows(folder / "out", rows)
     apart = rows_per_second(run, some, folder / "apart", 10**6)
     together = rows_per_second(run, some, folder / "together", torch_engine.LEAST_SHARED)
     log.info("batch: %.1f rows/s with shared beginnings, %.1f without", together, apart)
@@ -164,6 +192,34 @@ def batch_checks(run: Run, rows: int) -> list[Check]:
         Check(f"batch: peak memory of the last start / of {MEMORY_ROWS} rows", ratio, None, "<= 1.1", ratio <= 1.1),
         Check("batch: rows/s with shared beginnings / without", speed, None, ">= 1.5", speed >= 1.5),
     ]
+
+
+def film_checks(run: Run) -> list[Check]:
+    """The whole path on films: its texts, conversations, a batch, and a report with posters beside the texts."""
+    whole_path(run)
+    chat = measure_chat(run)["metrics"]
+    folder = run.folder / "batch"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    pairs, export = write_pairs(run, folder / "pairs.parquet", FILM_ROWS), Export.load(run.folder / "export")
+    describe_pairs(export, TorchEngine(export), pairs, folder / "out", Wish(max_tokens=MAX_TOKENS))
+    wrong = wrong_rows(folder / "out", FILM_ROWS)
+    checks = [Check(f"films: batch of {FILM_ROWS} rows: lost or doubled", wrong, None, "0", wrong == 0)]
+    report = (run.folder / "report.html").read_text(encoding="utf-8").split("<article ")
+    for task in TASKS:
+        shown = [text for text in report if text.startswith(f'aria-label="{task} for ')]
+        posters = sum('src="data:image/' in text for text in shown)
+        label = f"films: {task}: texts with posters in the report"
+        checks.append(Check(label, posters, None, f"{EXAMPLES}", len(shown) == posters == EXAMPLES))
+        metrics = measure(run, task)["metrics"]
+        for name in ("faithful", "personal", "personal, item-only writer", "equal to the reference"):
+            of = metrics[name]
+            checks.append(Check(f"films: {task}: {name}", of["mean"], of["ci95"], "reported", True))
+    for name in (SETS["values"], FITS):
+        checks.append(Check(f"films: chat: {name}", chat[name]["mean"], chat[name]["ci95"], "reported", True))
+    strangers = chat[STRANGERS]["mean"]
+    checks.append(Check("films: chat: items mentioned outside the list", strangers, None, "0", strangers == 0))
+    return checks
 
 
 def text_checks(values: dict[str, list[dict[str, np.ndarray]]]) -> list[Check]:
@@ -223,6 +279,13 @@ def measure_seed(seed: int, runs: Path, kept: Kept) -> None:
     kept.put(f"texts/{seed}", arrays, time.monotonic() - started)
 
 
+def keep_checks(kept: Kept, part: str, measured: Callable[[], list[Check]]) -> None:
+    """Measure a part that has verdicts and no values, and keep them."""
+    started = time.monotonic()
+    checks = measured()
+    kept.put(part, {"checks": np.array(json.dumps([asdict(check) for check in checks]))}, time.monotonic() - started)
+
+
 def verdicts(kept: Kept) -> tuple[list[Check], dict[str, str]]:
     """The lines and tables of all that is kept."""
     values: dict[str, list[dict[str, np.ndarray]]] = {task: [] for task in (*TASKS, "chat")}
@@ -238,8 +301,9 @@ def verdicts(kept: Kept) -> tuple[list[Check], dict[str, str]]:
     whole = seeds == [str(seed) for seed in SEEDS]
     checks = [Check("seeds measured", len(seeds), None, f"{len(SEEDS)}", whole)]
     checks += text_checks(values) if seeds else []
-    if batch := kept.get("batch"):
-        checks += [Check(**check) for check in json.loads(str(batch["checks"]))]
+    for part in ("batch", "posters"):
+        if found := kept.get(part):
+            checks += [Check(**check) for check in json.loads(str(found["checks"]))]
     return checks, tables | {"Which run each number comes from": kept.runs()}
 
 
@@ -256,10 +320,11 @@ def main() -> int:
     for seed in arguments.seeds if "texts" in arguments.parts else ():
         measure_seed(seed, arguments.runs, kept)
     if "batch" in arguments.parts:
-        started = time.monotonic()
-        checks = batch_checks(trained(SEEDS[0], arguments.runs), arguments.rows)
-        found = {"checks": np.array(json.dumps([asdict(check) for check in checks]))}
-        kept.put("batch", found, time.monotonic() - started)
+        keep_checks(kept, "batch", lambda: batch_checks(trained(SEEDS[0], arguments.runs), arguments.rows))
+    if "posters" in arguments.parts and (DATA / FILMS / "items.jsonl").is_file():
+        keep_checks(kept, "posters", lambda: film_checks(films(arguments.runs)))
+    elif "posters" in arguments.parts:
+        log.warning("%s: no data there, no film is written about", DATA / FILMS)
     checks, tables = verdicts(kept)
     seeds = [int(seed) for seed in kept.below("texts")]
     return finish("writing", "make bench-writing", seeds, kept.seconds, checks, tables)
