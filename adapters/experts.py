@@ -9,19 +9,22 @@ from genrec.adapters.fused import Fused, Given, Sizes, mean_vectors
 
 
 class DomainMaps(nn.Module):
-    """A linear map per domain and modality (UniM2Rec: arXiv:2311.01831, UniEmbedding): the domain is the gate."""
+    """A linear map per domain and modality (UniM2Rec: arXiv:2311.01831, UniEmbedding): the domain is the gate.
+
+    A map is learned as its difference from the identity: all domains start with one map.
+    """
 
     def __init__(self, sizes: Sizes):
         super().__init__()
-        eye = torch.eye(sizes.width).repeat(len(sizes.modalities), sizes.n_domains, 1, 1)
-        self.maps = nn.Parameter(eye + torch.randn_like(eye) * 0.02)
+        many, width = len(sizes.modalities), sizes.width
+        self.differences = nn.Parameter(torch.zeros(many, sizes.n_domains, width, width))
 
     def forward(self, tokens: dict[str, Tensor], present: dict[str, Tensor], given: Given) -> Fused:
         """tokens[m] [B, T_m, W] -> content [B, W]."""
         vectors = mean_vectors(tokens, present)
         mapped = [
-            torch.einsum("bw,bwv->bv", of, maps[given.domain])
-            for of, maps in zip(vectors.values(), self.maps, strict=True)
+            of + torch.einsum("bw,bwv->bv", of, maps[given.domain])
+            for of, maps in zip(vectors.values(), self.differences, strict=True)
         ]
         return Fused(torch.stack(mapped).sum(0))
 

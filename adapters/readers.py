@@ -45,6 +45,7 @@ class CategoryReader(nn.Module):
         inner = 2 * width
         self.first = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, inner), nn.GELU())
         self.category = nn.Embedding(n_categories, inner)
+        nn.init.zeros_(self.category.weight)  # steers nothing until it has learned to
         self.channel = nn.Linear(2 * inner, inner)
         self.places = nn.Parameter(torch.zeros(8, inner))  # pictures of at most 8 patches: finer ones are pooled
         self.place = nn.Linear(inner, inner)

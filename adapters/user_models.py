@@ -210,6 +210,7 @@ class SameModalUser(CrossModalUser):
 class JointReader(nn.Module):
     """A cross-encoder: the candidate stands at the end of the history, and one transformer reads both (UNBERT, 2021).
 
+    What it reads is added to the history's mean, as nothing at first: where the mean is all there is, little is lost.
     It runs once per candidate, so it ranks few: the impressions of a page, or the beams of a generator.
     """
 
@@ -221,6 +222,8 @@ class JointReader(nn.Module):
             nn.TransformerEncoderLayer(sizes.width, 2, 2 * sizes.width, 0.0, batch_first=True, norm_first=True)
             for _ in range(2)
         )
+        self.out = nn.Linear(sizes.width, sizes.width, bias=False)
+        nn.init.zeros_(self.out.weight)
 
     def forward(self, users: Tensor, history: ItemViews, there: Tensor, target: ItemViews) -> Tensor:
         n, many = len(there), target.final.shape[1]
@@ -231,7 +234,7 @@ class JointReader(nn.Module):
         unseen = torch.cat([~there, there.new_zeros(n, 1)], 1).repeat_interleave(many, 0)
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=unseen)
-        return x[:, -1].unflatten(0, (n, many))
+        return masked_mean(history.final, there)[:, None] + self.out(x[:, -1]).unflatten(0, (n, many))
 
 
 USERS: dict[str, type[nn.Module]] = {

@@ -220,7 +220,9 @@ def test_what_a_category_reader_says_follows_the_category_and_the_ablation_only_
     values, kinds = torch.randn(2, 4, 24), torch.tensor([0, 1])
     for reader, adds in (("category", False), ("late_category", True)):
         system = fresh(recipe.changed({"item.reader.image": reader}), table, 0)
-        read = system.readers["image"]
+        read: Any = system.readers["image"]
+        assert torch.equal(read(values, kinds), read(values, torch.zeros_like(kinds))), "it starts unsteered"
+        torch.nn.init.normal_(read.category.weight)
         moved = read(values, kinds) - read(values, torch.zeros_like(kinds))
         again = read(values + 1.0 * torch.randn_like(values), kinds) - read(values, kinds)
         assert moved[0].abs().max() == 0

@@ -121,12 +121,16 @@ def items(table: Table, whose: Whose) -> Draw:
 def together(table: Table, whose: Whose) -> Draw:
     """Two events of one history."""
     split, rows = table.split, np.array(_known(table, whose))
+    events, lengths = np.concatenate(split.train), np.array([len(h) for h in split.train])
+    starts = lengths.cumsum() - lengths
 
     def draw(rng: np.random.Generator, size: int) -> tuple:
         who = rng.choice(rows, size)
-        both = np.array([rng.choice(split.train[r], 2, replace=False) for r in who])
+        first, second = rng.integers(lengths[who]), rng.integers(lengths[who] - 1)
+        second += second >= first
         nothing = [np.empty(0, np.int64)] * size
-        return split.train_users[who], nothing, both[:, 0], both[:, 1], np.ones(size, np.float32)
+        one, other = events[starts[who] + first], events[starts[who] + second]
+        return split.train_users[who], nothing, one, other, np.ones(size, np.float32)
 
     return draw
 

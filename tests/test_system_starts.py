@@ -1,0 +1,56 @@
+"""Where systems start from, so that a control loses nothing, and the pairs that they learn from."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from genrec.planted import Planted, Table, plant
+from genrec.system_recipe import SystemRecipe, load_system
+from genrec.training.pairs import Whose, batches
+from genrec.training.system_quality import impression_scores
+from genrec.training.systems import fresh
+
+
+def tiny(recipe: SystemRecipe) -> Table:
+    world = recipe.prove.world.model_dump() | {"n_items": 60, "n_users": 40, "events": 6}
+    return plant(Planted.model_validate(world | {"impressions": 8 if world["impressions"] else 0}), 0)
+
+
+def test_a_cross_encoder_starts_as_the_mean_of_the_history() -> None:
+    recipe = load_system("cross_encoder")
+    table = tiny(recipe)
+    reads: Any = fresh(recipe, table, 0).eval()
+    mean = fresh(recipe.changed(recipe.prove.without), table, 0).eval()
+    mean.load_state_dict(reads.state_dict(), strict=False)
+    same = impression_scores(reads, table), impression_scores(mean, table)
+    torch.testing.assert_close(*map(torch.from_numpy, same))
+    torch.nn.init.normal_(reads.user.out.weight)
+    assert not np.allclose(impression_scores(reads, table), same[1])
+
+
+def test_domains_start_with_one_map_and_may_part() -> None:
+    recipe = load_system("uniembedding")
+    table = tiny(recipe)
+    apart: Any = fresh(recipe, table, 0)
+    one = fresh(recipe.changed(recipe.prove.without), table, 0)
+    one.load_state_dict(apart.state_dict(), strict=False)
+    rows = torch.arange(table.n_items)
+    torch.testing.assert_close(apart.items(rows).content, one.items(rows).content)
+    with torch.no_grad():
+        apart.fusion.differences[:, 1] += 1
+    moved = (apart.items(rows).content != one.items(rows).content).any(1)
+    assert torch.equal(moved, torch.from_numpy(table.domains == 1))
+
+
+def test_pairs_are_two_events_of_one_history() -> None:
+    table = plant(Planted(n_items=60, n_users=40, events=6), 0)
+    for batch in batches(table, "together", steps=3, size=64, negatives=0, whose=Whose(), seed=0):
+        for user, one, other in zip(batch.users, batch.items, batch.others, strict=True):
+            history = table.split.train[int(user)].tolist()
+            assert one != other
+            assert int(one) in history
+            assert int(other) in history
+    drawn = batches(table, "together", steps=40, size=256, negatives=0, whose=Whose(), seed=1)
+    pairs = {(int(u), int(a), int(b)) for of in drawn for u, a, b in zip(of.users, of.items, of.others, strict=True)}
+    assert len(pairs) == 40 * 6 * 5, "some pair of a history is never drawn"
