@@ -46,6 +46,7 @@ class CategoryReader(nn.Module):
         self.first = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, inner), nn.GELU())
         self.category = nn.Embedding(n_categories, inner)
         nn.init.zeros_(self.category.weight)  # steers nothing until it has learned to
+        self.common = nn.Parameter(torch.zeros(inner))  # how any picture is read
         self.channel = nn.Linear(2 * inner, inner)
         self.places = nn.Parameter(torch.zeros(8, inner))  # pictures of at most 8 patches: finer ones are pooled
         self.place = nn.Linear(inner, inner)
@@ -56,7 +57,7 @@ class CategoryReader(nn.Module):
         if values.shape[1] > len(self.places):
             values = nn.functional.adaptive_avg_pool1d(values.transpose(1, 2), len(self.places)).transpose(1, 2)
         read = self.first(values)
-        steer = self.category(category if self.steers else torch.zeros_like(category))
+        steer = self.common + self.category(category) * self.steers
         read = read * torch.sigmoid(self.channel(torch.cat([read.mean(1), steer], 1)))[:, None] * 2
         keys = self.place(read + self.places[: read.shape[1]])  # [B, T, inner]
         weights = torch.softmax((keys * steer[:, None]).sum(-1) / keys.shape[-1] ** 0.5, 1)
