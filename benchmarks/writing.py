@@ -57,7 +57,8 @@ MAX_TOKENS = 64
 FILMS = "movielens-1m-posters"
 FILM_ROWS = 1000
 FILM_TRAINING: dict[str, Any] = {
-    "epochs": 2,
+    "epochs": 4,
+    "batch_rows": 1,
     "pack_tokens": 1024,
     "mixture": {"describe": 1.5, "explain": 1.0, "headline": 0.5, "id_text": 0.05, "text_id": 0.05, "chat": 1.0},
 }
