@@ -32,6 +32,7 @@ from genrec.pipeline import Run
 from genrec.planted import Table
 from genrec.real_table import real_table
 from genrec.system_recipe import SystemRecipe, load_system
+from genrec.system_run import lengthened
 from genrec.training.system_quality import hits, system_scores
 from genrec.training.systems import train
 
@@ -83,7 +84,8 @@ def raw_vectors(table: Table, hidden: str | None = None) -> np.ndarray:
 def alignrec(runs: Path, seed: int) -> Found:
     """AlignRec's content after its alignment stage beside raw features, before any recommender is trained."""
     run = encoded(MOVIES, runs, seed, name=f"movies-{seed}", data={"max_users": 1500})
-    table, recipe = real_table(run.space), load_system("alignrec")
+    table = real_table(run.space)
+    recipe = lengthened(load_system("alignrec"), table)
     system = train(recipe.model_copy(update={"stages": recipe.stages[:1]}), table, seed, folder=run.folder / "alignrec")
     found: Found = {}
     for name, make in (
@@ -109,14 +111,14 @@ def missrec(runs: Path, seed: int) -> Found:
     """MISSRec with ids, from scratch, beside its published figures; all items are ranked, seen ones too."""
     run = encoded(SCIENCE, runs, seed, name=f"science-{seed}")
     table = real_table(run.space)
-    with_ids = {"item.ids": True, "item.mix": "sum", "item.width": 64, "stages.0.steps": 1000}
+    with_ids = {"item.ids": True, "item.mix": "sum", "item.width": 64}
     found: Found = {"published: ids, from scratch": {"R@10": 0.1282, "N@10": 0.0711}}
     for name, recipe in (
         ("missrec, ids", load_system("missrec").changed(with_ids)),
         ("its ablation, a mean of the history, ids", load_system("missrec").changed(
             with_ids | load_system("missrec").prove.without)),
     ):  # fmt: skip
-        system = train(recipe, table, seed, folder=run.folder / name.split(",")[0].replace(" ", "-"))
+        system = train(lengthened(recipe, table), table, seed, folder=run.folder / name.split(",")[0].replace(" ", "-"))
         found[name] = accuracy(system_scores(system, table, table.split.test.users), table)
     popular = Popularity()
     popular.fit(table.split.train, table.n_items)
@@ -143,7 +145,8 @@ def clcrec(runs: Path, seed: int) -> Found:
     run.prepare()
     borrow(run, encoded(MOVIES, runs, seed, name=f"movies-{seed}", data={"max_users": 1500}), "features")
     run.encode()
-    table, recipe = real_table(run.space), load_system("clcrec").changed({"item.width": 64})
+    table = real_table(run.space)
+    recipe = lengthened(load_system("clcrec").changed({"item.width": 64}), table)
     found: Found = {}
     for name, which in (("CLCRec", recipe), ("without its contrast", recipe.changed(recipe.prove.without))):
         system = train(which, table, seed, folder=run.folder / name.replace(" ", "-"))
@@ -164,7 +167,8 @@ def generator(runs: Path, seed: int) -> Found:
         if name != "raw features":
             path = raw.folder / f"{name}.npy"
             if not path.is_file():
-                np.save(path, vectors_of(train(text_alone(load_system(name)), table, seed, folder=raw.folder / name)))
+                recipe = lengthened(text_alone(load_system(name)), table)
+                np.save(path, vectors_of(train(recipe, table, seed, folder=raw.folder / name)))
             encode = {"text": {"kind": "precomputed", "path": str(path.resolve())}}
             run = encoded(SCIENCE, runs, seed, **{**SMALL, "name": f"generator-{seed}-{name}", "encode": encode})
             borrow(run, raw, "base")  # the same words

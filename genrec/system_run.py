@@ -27,6 +27,7 @@ from genrec.training.systems import check, check_modalities, train
 from genrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
+LONGER = 40.0
 
 
 def data_recipe(data: Path, name: str, seed: int, *, pictures: bool) -> Recipe:
@@ -55,6 +56,13 @@ def widened(recipe: SystemRecipe, table: Table) -> SystemRecipe:
     return recipe.changed({"item.modalities": list(MODALITIES)})
 
 
+def lengthened(recipe: SystemRecipe, table: Table) -> SystemRecipe:
+    """Stages as much longer as the log is than the planted one that they were chosen on, `LONGER` times at most."""
+    world, events = recipe.prove.world, sum(map(len, table.split.train))
+    times = min(LONGER, max(1.0, events / (world.n_users * world.events)))
+    return recipe.changed({f"stages.{at}.steps": round(times * of.steps) for at, of in enumerate(recipe.stages)})
+
+
 def check_systems(run: Run) -> None:
     """Prepare and encode a run, and look whether its data has what its recipe's systems need.
 
@@ -79,7 +87,7 @@ def check_systems(run: Run) -> None:
 def trained_on(
     space: Workspace, recipe: SystemRecipe, states: Path, steps: int | None = None
 ) -> tuple[SystemRecipe, Table, System]:
-    """A system trained on a prepared and encoded run.
+    """A system trained on a prepared and encoded run, as many passes over its log as its proof makes.
 
     Args:
         space: the run's.
@@ -95,7 +103,7 @@ def trained_on(
     """
     check_modalities(recipe, MODALITIES)
     table = real_table(space)
-    recipe = widened(recipe, table)
+    recipe = lengthened(widened(recipe, table), table)
     check(recipe, table)
     return recipe, table, train(recipe, table, space.recipe.seed, folder=states, steps=steps)
 

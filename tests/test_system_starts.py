@@ -7,6 +7,7 @@ import torch
 
 from genrec.planted import Planted, Table, plant
 from genrec.system_recipe import SystemRecipe, load_system
+from genrec.system_run import LONGER, lengthened
 from genrec.training.pairs import Whose, batches
 from genrec.training.system_quality import impression_scores
 from genrec.training.systems import fresh
@@ -27,6 +28,17 @@ def test_a_cross_encoder_starts_as_the_mean_of_the_history() -> None:
     torch.testing.assert_close(*map(torch.from_numpy, same))
     torch.nn.init.normal_(reads.user.out.weight)
     assert not np.allclose(impression_scores(reads, table), same[1])
+
+
+def test_stages_grow_with_the_log_and_never_shrink() -> None:
+    recipe = load_system("clcrec")
+    world = recipe.prove.world
+    short, same = [stage.steps for stage in recipe.stages], world.n_users * world.events
+    for n_users, times in ((20, 1), (world.n_users, 1), (3 * world.n_users, 3)):
+        table = plant(Planted(n_users=n_users, events=world.events), 0)
+        assert [stage.steps for stage in lengthened(recipe, table).stages] == [times * steps for steps in short]
+    table = plant(Planted(n_users=same, events=100, n_items=200), 0)
+    assert [stage.steps for stage in lengthened(recipe, table).stages] == [LONGER * steps for steps in short]
 
 
 def test_domains_start_with_one_map_and_may_part() -> None:
