@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,27 +161,28 @@ PAIRS: dict[str, Callable[[Table, Whose], Draw]] = {
 }
 
 
-def batches(table: Table, pairs: str, *, steps: int, size: int, negatives: int, whose: Whose, seed: int) -> list[Batch]:
-    """All batches of a stage, drawn before it starts.
+def batches(
+    table: Table, pairs: str, *, steps: int, size: int, negatives: int, whose: Whose, seed: int
+) -> Iterator[Batch]:
+    """A stage's batches, each drawn when it is asked for.
 
     Raises:
-        ConfigError: unknown pairs, or the data lacks what they need.
+        ConfigError: unknown pairs, or the data lacks what they need; before the first is drawn.
     """
     if pairs not in PAIRS:
         raise ConfigError(f"pairs {pairs!r}; there are {', '.join(PAIRS)}")
     rng = np.random.default_rng(seed)
     draw, known = PAIRS[pairs](table, whose), np.flatnonzero(~table.split.cold)
-    made = []
-    for _ in range(steps):
+
+    def drawn() -> Batch:
         users, histories, rows, others, labels = draw(rng, size)
-        made.append(
-            Batch(
-                torch.from_numpy(np.asarray(users, np.int64)),
-                left_pad(histories),
-                torch.from_numpy(rows.astype(np.int64)),
-                torch.from_numpy(others.astype(np.int64)),
-                torch.from_numpy(rng.choice(known, (len(rows), negatives))),
-                torch.from_numpy(labels),
-            )
+        return Batch(
+            torch.from_numpy(np.asarray(users, np.int64)),
+            left_pad(histories),
+            torch.from_numpy(rows.astype(np.int64)),
+            torch.from_numpy(others.astype(np.int64)),
+            torch.from_numpy(rng.choice(known, (len(rows), negatives))),
+            torch.from_numpy(labels),
         )
-    return made
+
+    return (drawn() for _ in range(steps))

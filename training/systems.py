@@ -202,7 +202,7 @@ def train_stage(
         assert isinstance(system.user, TransformerUser)  # nothing else takes what tune_from needs
         system.user.keep_below(stage.tune_from)
     losses: list[float] = []
-    for batch in tqdm(drawn, desc=where, unit="step", disable=None, leave=False):
+    for batch in tqdm(drawn, total=steps, desc=where, unit="step", disable=None, leave=False):
         views = Views(system, _on(batch, accelerator.device), swap=stage.swap, drop_modality=stage.drop_modality)
         loss = sum(weight * term(views) for weight, term in zip(weights, terms, strict=True))
         optimiser.zero_grad()
