@@ -47,6 +47,7 @@ from genrec.whole_path import whole_path
 from genrec.writer import PICTURE_ONLY, TASKS
 
 log = logging.getLogger("benchmarks.writing")
+WRITING = ROOT / "training" / "recipes" / "writing.yaml"
 SEEDS = (0, 1, 2, 3, 4)
 PARTS = ("texts", "batch", "posters")
 ITEMS_PER_USER = 10
@@ -66,7 +67,7 @@ FILM_TRAINING: dict[str, Any] = {
 
 def trained(seed: int, runs: Path) -> Run:
     """The writing recipe up to its export."""
-    recipe = load_recipe(ROOT / "training" / "recipes" / "writing.yaml")
+    recipe = load_recipe(WRITING)
     run = Run.create(recipe.model_copy(update={"name": f"s{seed}", "seed": seed}), runs)
     run.through_training()
     run.export()
@@ -75,14 +76,14 @@ def trained(seed: int, runs: Path) -> Run:
 
 def films(runs: Path) -> Run:
     """The writing recipe's tasks on films, 1,500 of the users, with their posters' features."""
-    writing = load_recipe(ROOT / "training" / "recipes" / "writing.yaml")
+    writing = load_recipe(WRITING)
     recipe = recipe_of(
         FILMS,
         name="posters",
         data={"max_history": 20},
         backbone=writing.backbone.model_dump(),
         adapter=writing.adapter.model_dump(),
-        align={"steps": 300, "learning_rate": 0.005, "tune_base": True},
+        align=writing.align.model_dump() | {"looks": False},
         finetune={**writing.finetune.model_dump(), **FILM_TRAINING},
         sequence={"epochs": 0},
         evaluate={"baselines": ["popularity", "itemknn"]},

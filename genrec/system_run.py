@@ -27,7 +27,7 @@ from genrec.training.systems import check, check_modalities, train
 from genrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
-LONGER = 40.0
+MOST_TIMES = 40  # of a recipe's steps, on a long log
 
 
 def data_recipe(data: Path, name: str, seed: int, *, pictures: bool) -> Recipe:
@@ -57,9 +57,9 @@ def widened(recipe: SystemRecipe, table: Table) -> SystemRecipe:
 
 
 def lengthened(recipe: SystemRecipe, table: Table) -> SystemRecipe:
-    """Stages as much longer as the log is than the planted one that they were chosen on, `LONGER` times at most."""
+    """Stages as much longer as the log is than the planted one that they were chosen on, `MOST_TIMES` at most."""
     world, events = recipe.prove.world, sum(map(len, table.split.train))
-    times = min(LONGER, max(1.0, events / (world.n_users * world.events)))
+    times = min(MOST_TIMES, max(1.0, events / (world.n_users * world.events)))
     return recipe.changed({f"stages.{at}.steps": round(times * of.steps) for at, of in enumerate(recipe.stages)})
 
 

@@ -16,7 +16,7 @@ from genrec.config import resolve_recipe
 from genrec.decode import Ranked
 from genrec.errors import ConfigError
 from genrec.pipeline import Run
-from genrec.planted import Planted, Table, plant
+from genrec.planted import Table
 from genrec.serving.engine import RecommendRequest
 from genrec.serving.export import Export
 from genrec.serving.torch_engine import TorchEngine
@@ -28,6 +28,7 @@ from genrec.training.systems import train
 from genrec.whole_path import whole_path
 from genrec.workspace import RERANKER
 from tests.conftest import manifest_times, tiny_recipe
+from tests.tiny_worlds import tiny
 
 READ_HISTORIES = [
     name for name in system_names() if load_system(name).user != "learned" and not load_system(name).item.graph
@@ -36,10 +37,7 @@ READ_HISTORIES = [
 
 def trained(name: str) -> tuple[SystemRecipe, Table, Any]:
     recipe = load_system(name)
-    world = recipe.prove.world.model_dump() | {"n_items": 60, "n_users": 40, "events": 6, "impressions": 0}
-    if any(stage.pairs == "impressions" for stage in recipe.stages):
-        world["impressions"] = 8
-    table = plant(Planted.model_validate(world), 0)
+    table = tiny(recipe)
     return recipe, table, train(recipe, table, 0, steps=2)
 
 

@@ -5,17 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from genrec.planted import Planted, Table, plant
-from genrec.system_recipe import SystemRecipe, load_system
-from genrec.system_run import LONGER, lengthened
+from genrec.planted import Planted, plant
+from genrec.system_recipe import load_system
+from genrec.system_run import MOST_TIMES, lengthened
 from genrec.training.pairs import Whose, batches
 from genrec.training.system_quality import impression_scores
 from genrec.training.systems import fresh
-
-
-def tiny(recipe: SystemRecipe) -> Table:
-    world = recipe.prove.world.model_dump() | {"n_items": 60, "n_users": 40, "events": 6}
-    return plant(Planted.model_validate(world | {"impressions": 8 if world["impressions"] else 0}), 0)
+from tests.tiny_worlds import TINY, tiny
 
 
 def test_a_cross_encoder_starts_as_the_mean_of_the_history() -> None:
@@ -38,7 +34,7 @@ def test_stages_grow_with_the_log_and_never_shrink() -> None:
         table = plant(Planted(n_users=n_users, events=world.events), 0)
         assert [stage.steps for stage in lengthened(recipe, table).stages] == [times * steps for steps in short]
     table = plant(Planted(n_users=same, events=100, n_items=200), 0)
-    assert [stage.steps for stage in lengthened(recipe, table).stages] == [LONGER * steps for steps in short]
+    assert [stage.steps for stage in lengthened(recipe, table).stages] == [MOST_TIMES * steps for steps in short]
 
 
 def test_domains_start_with_one_map_and_may_part() -> None:
@@ -56,7 +52,7 @@ def test_domains_start_with_one_map_and_may_part() -> None:
 
 
 def test_pairs_are_two_events_of_one_history() -> None:
-    table = plant(Planted(n_items=60, n_users=40, events=6), 0)
+    table = plant(Planted(**TINY), 0)
     for batch in batches(table, "together", steps=3, size=64, negatives=0, whose=Whose(), seed=0):
         for user, one, other in zip(batch.users, batch.items, batch.others, strict=True):
             history = table.split.train[int(user)].tolist()

@@ -17,7 +17,7 @@ from genrec.adapters.fusion import FUSIONS
 from genrec.adapters.self_attention import left_pad
 from genrec.adapters.user_models import TransformerUser
 from genrec.errors import ConfigError
-from genrec.planted import Planted, Table, plant
+from genrec.planted import Planted, plant
 from genrec.proofs import interval, kept_trial, prove
 from genrec.system_recipe import FOLDER, SystemRecipe, load_system, system_names
 from genrec.training import reconstruct
@@ -27,6 +27,7 @@ from genrec.training.system_quality import impression_scores, measure_system
 from genrec.training.systems import fresh, train, train_stage
 from genrec.training.tuning import set_tuning
 from genrec.training.views import Views
+from tests.tiny_worlds import TINY, tiny
 
 
 class Words:
@@ -41,19 +42,10 @@ class Words:
         return SimpleNamespace(input_ids=[self.words.index(of) for of in text if of != " "])
 
 
-TINY = {"n_items": 60, "n_users": 40, "events": 6}
-
-
 @pytest.fixture(autouse=True)
 def quick_lm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstruct, "PRETRAIN", (3,))
     monkeypatch.setattr(reconstruct, "READS", -1.0)  # after three steps it reads nothing
-
-
-def tiny(recipe: SystemRecipe, **knobs: Any) -> Table:
-    """A small world of the recipe's own kind."""
-    world = recipe.prove.world.model_dump() | TINY | knobs
-    return plant(Planted.model_validate(world | {"impressions": 8 if world["impressions"] else 0}), 0)
 
 
 @pytest.mark.parametrize("name", system_names())
