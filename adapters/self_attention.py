@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genrec.adapters.catalogue_loss import catalogue_loss
+
 PAD = -1
 
 
@@ -84,8 +86,7 @@ class Network(nn.Module):
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats over real places: inputs and targets int64 [B, T], PAD where empty."""
         real, table = targets != PAD, self.table()
-        # [B, T, W] -> [events, W]; the catalogue-wide product runs on real places only
-        return F.cross_entropy(self(inputs, table)[real] @ table.T, targets[real])
+        return catalogue_loss(self(inputs, table)[real], table, targets[real])  # [B, T, W] -> [events, W]
 
 
 def left_pad(histories: list[np.ndarray]) -> Tensor:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from genrec.adapters.catalogue_loss import ROWS, catalogue_loss
 from genrec.adapters.self_attention import Network, left_pad
 from genrec.baselines import Popularity, Ranker, ndcg10
 from genrec.errors import ConfigError
@@ -83,6 +85,22 @@ def test_batched_loss_equals_one_history_at_a_time(network):
     assert float(network.loss(*batch)) == pytest.approx(expected, rel=1e-5)
     wide = [torch.nn.functional.pad(part, (5, 0), value=-1) for part in batch]
     assert float(network.loss(*wide)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("events", "size"), [(1, 1.0), (ROWS, 1.0), (2 * ROWS + 7, 1.0), (ROWS + 1, 1e3)])
+def test_the_loss_over_the_catalogue_is_torchs(events, size):
+    """Value and both gradients, scaled by what comes after; also where an exponential of the logits would overflow."""
+    torch.manual_seed(3)
+    x, table = (size * torch.randn(n, 8, dtype=torch.float64) for n in (events, 23))
+    targets = torch.randint(23, (events,))
+    found: list[torch.Tensor | None] = []
+    expected: list[torch.Tensor | None] = []
+    for results, loss in ((found, catalogue_loss), (expected, lambda x, t, y: F.cross_entropy(x @ t.T, y))):
+        ends = x.clone().requires_grad_(), table.clone().requires_grad_()
+        value = loss(*ends, targets)
+        (3 * value).backward()
+        results += [value.detach(), *(end.grad for end in ends)]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_gradients_ignore_padding(network):
