@@ -26,7 +26,7 @@ class SoftQueries(nn.Module):
                 f"item.width: {sizes.width} cannot hold {SOFT_TOKENS} soft tokens of one width; "
                 f"take a multiple of {SOFT_TOKENS}"
             )
-        self.queries = nn.Parameter(torch.randn(SOFT_TOKENS, sizes.width) * 0.02)
+        self.queries = nn.Parameter(torch.randn(SOFT_TOKENS, sizes.width))
         self.block = Block(sizes.width, 2, SOFT_TOKENS)
         self.last = nn.Sequential(nn.LayerNorm(sizes.width), nn.Linear(sizes.width, sizes.width // SOFT_TOKENS))
 

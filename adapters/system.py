@@ -6,10 +6,13 @@ of its items once however often it is named (DICM's embed-once service): `reads`
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.adapters.fields import Fields
 from genrec.adapters.fused import Given, Sizes, mean_vectors
 from genrec.adapters.fusion import FUSIONS
 from genrec.adapters.graph import GRAPHS, content_graph, user_item_graph
@@ -25,7 +28,7 @@ USERS_AT_ONCE = 64
 
 
 class System(nn.Module):
-    """One recipe's model over one table. Parts: readers, fusion, ids, graph, user, head."""
+    """One recipe's model over one table. Parts: readers, fusion, ids, fields, graph, user, head."""
 
     categories: Tensor
     domains: Tensor
@@ -57,6 +60,7 @@ class System(nn.Module):
         self.ids = nn.Embedding(table.n_items, width) if item.ids else None
         if self.ids is not None:
             nn.init.normal_(self.ids.weight, std=width**-0.5)
+        self.fields = Fields(sizes) if item.mix == "fields" else None
         self.graph = GRAPHS[item.graph](width, table.n_users, self.modalities) if item.graph else None
         if self.graph is not None:
             edges = user_item_graph(table.split.train, table.split.train_users, table.n_users, table.n_items)
@@ -80,8 +84,10 @@ class System(nn.Module):
             swap: share of the items that show their content in place of their id (mix: swap).
             hide: modality -> bool [n], where it is kept from the fusion.
         """
-        if self.cache is not None and hide is None:
-            return self.cache.at(rows)
+        views = self._read(rows, swap, hide) if self.cache is None or hide is not None else self.cache.at(rows)
+        return views if self.fields is None else replace(views, final=self.fields(views))
+
+    def _read(self, rows: Tensor, swap: float, hide: dict[str, Tensor] | None) -> ItemViews:
         self.reads += len(rows)
         category, present, tokens = self.categories[rows], {}, {}
         for m in self.modalities:
@@ -97,7 +103,7 @@ class System(nn.Module):
         fused = self.fusion(tokens, present, Given(category, self.domains[rows], ids))
         content, cold = fused.content, self.cold[rows]
         modal = mean_vectors(tokens, present) if fused.modal is None else fused.modal
-        if self.mix == "content":
+        if self.mix in ("content", "fields"):
             final = content
         elif self.mix == "ids":
             final = ids
@@ -111,7 +117,7 @@ class System(nn.Module):
     @torch.no_grad()
     def keep_items(self) -> None:
         """Read every item once; `items` answers from that until `cache` is None again."""
-        self.cache = self.items(torch.arange(self.n_items, device=self.categories.device))
+        self.cache = self._read(torch.arange(self.n_items, device=self.categories.device), 0.0, None)
 
     def spread(self, views: ItemViews) -> tuple[Tensor, ItemViews]:
         """Users [U, W'] and items [N, W'] after the graph, from views of the whole catalogue in order."""

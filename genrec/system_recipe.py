@@ -26,8 +26,9 @@ class ItemPart(Settings):
     reader: dict[str, str] = Field({}, description="modality -> its reader, where that is not linear")
     fusion: str = Field("concat_mlp", description="modality tokens to one content vector")
     ids: bool = Field(False, description="a learned vector per item too")
-    mix: Literal["content", "ids", "sum", "swap"] = Field(
-        "content", description="the final vector; swap: ids for known items, content for new ones"
+    mix: Literal["content", "ids", "sum", "swap", "fields"] = Field(
+        "content",
+        description="the final vector; swap: ids for known items, content for new ones; fields: a map of features and content",
     )
     graph: str | None = Field(None, description="items and users through the user-item graph")
     neighbours: int = Field(0, ge=0, description="likest items by content whose ids are averaged in; 0: no item graph")

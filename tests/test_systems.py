@@ -151,6 +151,24 @@ def test_reconstruction_moves_the_adapter_and_not_the_language_model() -> None:
     assert queries.grad.abs().sum() > 0
 
 
+def test_fields_start_from_the_features_and_learn_to_read_the_content() -> None:
+    recipe = load_system("ease")
+    table = tiny(recipe)
+    system, other = fresh(recipe, table, 0), fresh(recipe, table, 0)
+    assert other.fusion is not None
+    torch.nn.init.normal_(next(other.fusion.parameters()))
+    rows = torch.arange(table.n_items)
+    before, changed = system.items(rows), other.items(rows)
+    assert not torch.allclose(before.content, changed.content)
+    assert torch.equal(before.final, changed.final)
+    with torch.no_grad():
+        system.values_text.add_(torch.randn_like(system.values_text))  # type: ignore[operator, arg-type]
+    assert not torch.allclose(system.items(rows).final, before.final)
+    trained = train(recipe, table, 0, steps=3)
+    assert trained.fields is not None
+    assert trained.fields.made.weight.abs().sum() > 0
+
+
 def test_a_batch_reads_every_item_once() -> None:
     recipe = load_system("dicm")
     table = tiny(recipe)

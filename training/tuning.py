@@ -19,7 +19,7 @@ from genrec.adapters.system import System
 from genrec.errors import ConfigError
 from genrec.system_recipe import SMALL
 
-PARTS = ("readers", "fusion", "ids", "graph", "user", "head")
+PARTS = ("readers", "fusion", "ids", "fields", "graph", "user", "head")
 KINDS = ("full", "frozen", "last", *SMALL)
 
 
