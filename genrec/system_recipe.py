@@ -28,7 +28,7 @@ class ItemPart(Settings):
     ids: bool = Field(False, description="a learned vector per item too")
     mix: Literal["content", "ids", "sum", "swap", "fields"] = Field(
         "content",
-        description="the final vector; swap: ids for known items, content for new; fields: both, beside features",
+        description="the final vector; swap: ids if known, else content; fields: a map of content and features",
     )
     graph: str | None = Field(None, description="items and users through the user-item graph")
     neighbours: int = Field(0, ge=0, description="likest items by content whose ids are averaged in; 0: no item graph")
