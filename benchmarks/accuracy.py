@@ -211,7 +211,7 @@ def best_baseline(seeds: list[SeedResult]) -> str:
 
 
 def checks_of(name: str, seeds: list[SeedResult]) -> list[Check]:
-    """A set's lines; none holds while a rival is unmeasured."""
+    """A set's lines; none holds while a rival is unmeasured, and one counts the seeds that have them all."""
     best = best_baseline(seeds)
     missing = [model for model in BASELINES if model not in seeds[0].places]
     rivals = {best: f"best baseline; not measured: {', '.join(missing)}" if missing else "best baseline"}
@@ -224,7 +224,10 @@ def checks_of(name: str, seeds: list[SeedResult]) -> list[Check]:
             mean, ends = difference(seeds, model)
             holds = ends[0] > 0 and not missing
             checks.append(Check(f"{name}: N@10 genrec - {model} ({what})", mean, ends, "interval above 0", holds))
-    return checks
+    absent = sorted({*missing, *rivals} - set(seeds[0].places))
+    measured, wanted = 0 if absent else len(seeds), SEEDS[name]
+    what = f"{name}: seeds with genrec and all its rivals" + (f" (without: {', '.join(absent)})" if absent else "")
+    return [*checks, Check(what, measured, None, str(wanted), measured >= wanted)]
 
 
 def draw(found: dict[str, list[SeedResult]], path: Path) -> None:
