@@ -60,6 +60,7 @@ class Planted(Settings):
     rotated: bool = Field(False, description="each domain shows its latents through a rotation of its own")
     cold_share: float = Field(0.0, ge=0, lt=1, description="items that nobody had while training")
     missing: float = Field(0.0, ge=0, lt=1, description="items without a picture")
+    missing_new: float = Field(0.0, ge=0, lt=1, description="items without a picture, of those that nobody had")
     one_each: bool = Field(False, description="an item has either a picture or a text, not both")
     shuffled: bool = Field(False, description="features belong to other items: content says nothing")
     words: bool = Field(False, description="items have texts, a word for the range of each value of the text's latent")
@@ -75,6 +76,8 @@ class Planted(Settings):
             raise ValueError("kinds is how many interests there are at all: it cannot be below interests")
         if self.drift and not self.order:
             raise ValueError("drift needs order above 0: it is the order that drifts")
+        if self.missing_new and not self.cold_share:
+            raise ValueError("missing_new needs cold_share above 0: without it no item is new")
         if self.wrong_words and not self.words:
             raise ValueError("wrong_words needs words: true")
         return self
@@ -216,6 +219,8 @@ def plant(knobs: Planted, seed: int) -> Table:
         shown["audio"] = _frames(image.mean(1), rng)
     present = {m: np.ones(n, bool) for m in shown}
     present["image"] = rng.random(n) >= (0.5 if knobs.one_each else knobs.missing)
+    if knobs.missing_new:
+        present["image"] &= ~split.cold | (rng.random(n) >= knobs.missing_new)
     if knobs.one_each:
         present["text"] = ~present["image"]
     for m, there in present.items():

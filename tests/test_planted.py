@@ -34,6 +34,15 @@ def test_new_items_are_in_no_training_history_and_are_asked_for() -> None:
     assert asked.sum() == len(asked) / 2
 
 
+def test_only_new_items_lack_a_picture_where_the_new_ones_do() -> None:
+    table = plant(Planted(**SMALL, cold_share=0.3, missing_new=0.5), 0)
+    there, cold = table.features["image"].present, table.split.cold
+    assert there[~cold].all()
+    assert 0 < there[cold].mean() < 1
+    assert not table.features["image"].values[~there].any()
+    assert table.features["text"].present.all()
+
+
 def test_a_history_holds_no_item_twice() -> None:
     for knobs in (Planted(**SMALL), Planted(**SMALL, order=2.0)):
         table = plant(knobs, 0)
@@ -88,6 +97,7 @@ def test_gauc_agrees_with_sklearn() -> None:
         ({"drift": True}, "needs order above 0"),
         ({"interests": 4, "kinds": 3}, "cannot be below interests"),
         ({"wrong_words": True}, "needs words: true"),
+        ({"missing_new": 0.5}, "needs cold_share above 0"),
         ({"n_item": 5}, "n_item"),
     ],
 )
