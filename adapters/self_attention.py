@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from genrec.adapters.catalogue_loss import catalogue_loss
 
 PAD = -1
+ROWS = 16  # histories padded together
 
 
 class Block(nn.Module):
@@ -83,10 +84,23 @@ class Network(nn.Module):
             x = block(x, mask[:, None])
         return self.norm(x)
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats over real places: inputs and targets int64 [B, T], PAD where empty."""
-        real, table = targets != PAD, self.table()
-        return catalogue_loss(self(inputs, table)[real], table, targets[real])  # [B, T, W] -> [events, W]
+    def loss(self, histories: list[np.ndarray]) -> Tensor:
+        """Mean cross-entropy in nats of every event after a history's first one.
+
+        Histories of like length are padded together, so that few places are computed for nothing.
+
+        Args:
+            histories: B of 2 to ``max_history + 1`` catalogue rows, oldest first.
+        """
+        table, states, targets = self.table(), [], []
+        rows = ROWS if table.device.type == "cpu" else len(histories)  # a GPU pays for each call, not for each place
+        ordered = sorted(histories, key=len)
+        for part in (ordered[start : start + rows] for start in range(0, len(ordered), rows)):
+            wanted = left_pad([h[1:] for h in part]).to(table.device)
+            real = wanted != PAD
+            states.append(self(left_pad([h[:-1] for h in part]).to(table.device), table)[real])  # [events, W]
+            targets.append(wanted[real])
+        return catalogue_loss(torch.cat(states), table, torch.cat(targets))
 
 
 def left_pad(histories: list[np.ndarray]) -> Tensor:

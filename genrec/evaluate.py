@@ -46,7 +46,7 @@ def top_items(
     Raises:
         DataError: a score is NaN.
     """
-    scores = np.array(scores, dtype=np.float32) + 0.0  # a copy, in which -0.0 became 0.0
+    scores = np.array(scores, dtype=np.float32)
     if np.isnan(scores).any():
         raise DataError(f"row {int(np.isnan(scores).any(axis=1).argmax())} of the scores holds NaN; check the model")
     n_rows, n_items = scores.shape
@@ -55,17 +55,16 @@ def top_items(
     if seen is not None:
         for row, items in enumerate(seen):
             scores[row, items] = -np.inf
-    # one int64 per item that sorts by score, then by lower row: the float's bits made monotonic, the row
-    bits = scores.view(np.int32).astype(np.int64)
-    bits = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    keys = (bits << 32) + (n_items - 1 - np.arange(n_items))
-    kept = min(k, n_items)
-    best = np.argpartition(keys, n_items - kept, axis=1)[:, n_items - kept :]
-    order = np.argsort(-np.take_along_axis(keys, best, axis=1), axis=1)
-    best = np.take_along_axis(best, order, axis=1)
-    best[np.isneginf(np.take_along_axis(scores, best, axis=1))] = -1
     top = np.full((n_rows, k), -1, dtype=np.int32)
-    top[:, :kept] = best
+    if (kept := min(k, n_items)) == 0:
+        return top
+    least = np.partition(scores, n_items - kept, axis=1)[:, n_items - kept, None]  # [B, 1]: of the k best
+    rows, items = np.nonzero((scores >= least) & (scores > -np.inf))  # the k best and what ties with the last
+    order = np.lexsort((items, -scores[rows, items], rows))
+    rows, items = rows[order], items[order]
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    listed = place < kept
+    top[rows[listed], place[listed]] = items[listed]
     return top
 
 

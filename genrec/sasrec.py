@@ -120,12 +120,12 @@ class SASRec:
             for epoch in range(1, self.epochs + 1):
                 self.network.train()
                 total = 0.0
-                for inputs, targets in self._batches(histories, epoch):
-                    loss = self.network.loss(inputs, targets)
+                for batch in self._batches(histories, epoch):
+                    loss = self.network.loss(batch)
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()
-                    total += float(loss.detach()) * len(inputs)
+                    total += float(loss.detach()) * len(batch)
                     step += 1
                 curve.append({"step": step, "loss": total / len(histories)})
                 if valid is None:
@@ -141,15 +141,11 @@ class SASRec:
         chosen = {**setting, "epoch": best_epoch, "ndcg@10": score_or_none}
         return chosen | {"network": self.network.eval(), "curve": curve}
 
-    def _batches(self, histories: list[np.ndarray], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled (inputs, targets), each int64 [B, T]; a target is the event after its input."""
+    def _batches(self, histories: list[np.ndarray], epoch: int) -> Iterator[list[np.ndarray]]:
+        """All histories once, shuffled."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(histories))
         for start in range(0, len(order), self.batch_size):
-            batch = [histories[i] for i in order[start : start + self.batch_size]]
-            yield (
-                left_pad([h[:-1] for h in batch]).to(self.device),
-                left_pad([h[1:] for h in batch]).to(self.device),
-            )
+            yield [histories[i] for i in order[start : start + self.batch_size]]
 
     @torch.no_grad()
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:

@@ -71,7 +71,7 @@ def test_stays_at_chance_when_there_is_no_order():
     assert score == pytest.approx(chance, abs=0.035)  # about 3.5 standard errors of 600 users
 
 
-def test_batched_loss_equals_one_history_at_a_time(network):
+def test_batched_loss_equals_one_history_at_a_time(network, monkeypatch):
     def by_hand(history):
         """One history alone, unpadded, one place after the other."""
         inputs = torch.from_numpy(history[:-1].astype(np.int64))[None]
@@ -80,11 +80,10 @@ def test_batched_loss_equals_one_history_at_a_time(network):
         return [-float(picked[t, history[t + 1]]) for t in range(len(history) - 1)]
 
     expected = np.mean([loss for h in HISTORIES for loss in by_hand(h)])
-    batch = left_pad([h[:-1] for h in HISTORIES]), left_pad([h[1:] for h in HISTORIES])
     network.requires_grad_(False)
-    assert float(network.loss(*batch)) == pytest.approx(expected, rel=1e-5)
-    wide = [torch.nn.functional.pad(part, (5, 0), value=-1) for part in batch]
-    assert float(network.loss(*wide)) == pytest.approx(expected, rel=1e-5)
+    for rows in (1, 3, 16):  # padded together
+        monkeypatch.setattr("genrec.adapters.self_attention.ROWS", rows)
+        assert float(network.loss(HISTORIES)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("events", "size"), [(1, 1.0), (ROWS, 1.0), (2 * ROWS + 7, 1.0), (ROWS + 1, 1e3)])
@@ -103,18 +102,24 @@ def test_the_loss_over_the_catalogue_is_torchs(events, size):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_ignore_padding(network):
-    def gradients(pad):
+def test_gradients_ignore_padding(network, monkeypatch):
+    def gradients(rows):
+        monkeypatch.setattr("genrec.adapters.self_attention.ROWS", rows)
         network.zero_grad()
-        inputs, targets = left_pad([h[:-1] for h in HISTORIES]), left_pad([h[1:] for h in HISTORIES])
-        pads = torch.full((len(inputs), pad), -1)
-        network.loss(torch.cat([pads, inputs], 1), torch.cat([pads, targets], 1)).backward()
+        network.loss(HISTORIES).backward()
         return {name: p.grad.clone() for name, p in network.named_parameters()}
 
-    narrow, wide = gradients(0), gradients(4)
-    for name, gradient in narrow.items():
+    none, much = gradients(1), gradients(len(HISTORIES))
+    for name, gradient in none.items():
         assert gradient.isfinite().all(), name
-        torch.testing.assert_close(wide[name], gradient, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(much[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_states_ignore_padding(network):
+    inputs = left_pad([HISTORIES[0]])
+    wide = torch.nn.functional.pad(inputs, (5, 0), value=-1)
+    table = network.table()
+    torch.testing.assert_close(network(wide, table)[:, 5:], network(inputs, table), atol=1e-6, rtol=1e-4)
 
 
 def test_no_place_sees_what_comes_after(network):
