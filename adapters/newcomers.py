@@ -88,18 +88,22 @@ class Newcomers:
             items int64 [B, W'] and scores float32 [B, W'], best first, -1 and -inf where there are fewer; W' is at most
             `most`. New items take their share on top: the scores of known ones are what they were.
         """
-        n_items = allowed.shape[1]
-        base = scores.new_zeros(allowed.shape) if likely is None else likely.float()
-        base = base.index_fill(1, self.rows, -torch.inf).log_softmax(1)
-        last = scores.masked_fill(items < 0, torch.inf).amin(1, keepdim=True)  # inf where nothing was found
-        of = torch.cat([torch.minimum(base, last), base[:, :1]], 1)  # one column more, for what is -1
-        of = of.scatter(1, torch.where(items < 0, n_items, items), scores)
-        inherited = (of[:, self.relatives] + self.weights.log()).logsumexp(2) + self.lift  # [B, M]
-        inherited = inherited.masked_fill(~allowed[:, self.rows], -torch.inf)
-        every = torch.cat([scores, inherited], 1)
+        shares = known_shares(likely, allowed, self)
+        every = torch.cat([scores, self.inherited(items, scores, shares, allowed) + self.lift], 1)
         best, at = every.topk(min(most, every.shape[1]), dim=1)
         found = torch.cat([items, self.rows.expand(len(items), -1)], 1).gather(1, at)
         return found.masked_fill(best == -torch.inf, -1), best
+
+    def inherited(self, items: Tensor, scores: Tensor, shares: Tensor, allowed: Tensor) -> Tensor:
+        """What new items have from their relatives, without the lift: float32 [B, M], -inf where not allowed.
+
+        Arguments as for `join`; shares: from `known_shares`.
+        """
+        last = scores.masked_fill(items < 0, torch.inf).amin(1, keepdim=True)  # inf where nothing was found
+        of = torch.cat([torch.minimum(shares, last), shares[:, :1]], 1)  # one column more, for what is -1
+        of = of.scatter(1, torch.where(items < 0, allowed.shape[1], items), scores)
+        inherited = (of[:, self.relatives] + self.weights.log()).logsumexp(2)
+        return inherited.masked_fill(~allowed[:, self.rows], -torch.inf)
 
     def save(self, path: Path) -> None:
         """Write as one safetensors file."""
@@ -114,3 +118,14 @@ class Newcomers:
             OSError, SafetensorError, TypeError: no whole file of this kind.
         """
         return cls(**load_file(path))
+
+
+def known_shares(likely: Tensor | None, allowed: Tensor, newcomers: Newcomers | None) -> Tensor:
+    """What the item scores say as log-probabilities of known items, float32 [B, N]; all alike where there are none.
+
+    Arguments as for `Newcomers.join`; newcomers: who is not known; None: everyone is.
+    """
+    shares = torch.zeros(allowed.shape, device=allowed.device) if likely is None else likely.float()
+    if newcomers is not None:
+        shares = shares.index_fill(1, newcomers.rows, -torch.inf)
+    return shares.log_softmax(1)

@@ -78,7 +78,7 @@ def recipe_of(dataset: str, **changes: Any) -> Recipe:
     raw["data"] |= {"items": str(DATA / dataset / "items.jsonl")}
     raw["data"] |= {"interactions": str(DATA / dataset / "interactions.parquet")}
     for key, value in changes.items():
-        raw[key] = raw[key] | value if isinstance(value, dict) else value
+        raw[key] = raw.get(key, {}) | value if isinstance(value, dict) else value
     return resolve_recipe(raw)
 
 

@@ -192,6 +192,12 @@ class Sequence(Settings):
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout in its blocks")
 
 
+class Mix(Settings):
+    """A small network that orders the lists by all that is known of their items; it learns from validation."""
+
+    users: int = Field(0, ge=0, description="validation users whose next item it learns from, at most (0: no mixer)")
+
+
 class NewItems(Settings):
     """Items that no training history holds: how they get into the lists. Nothing of it is trained."""
 
@@ -229,6 +235,7 @@ Ablation = Literal[
     "genrec-no-profile",
     "genrec-no-neighbours",
     "genrec-no-sequence",
+    "genrec-no-mix",
     "genrec-no-scores",
     "genrec-no-collaborative",
     "genrec-no-pretraining",
@@ -287,6 +294,7 @@ class Recipe(Settings):
     align: Align = Align()
     finetune: Finetune = Finetune()
     sequence: Sequence = Sequence()
+    mix: Mix = Mix()
     new_items: NewItems = NewItems()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()

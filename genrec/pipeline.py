@@ -312,14 +312,34 @@ class Run:
             self.folder, "sequence", settings, inputs, lambda out: fit_sequence(self.space, out), self.force
         )  # fmt: skip
 
+    def mix(self) -> None:
+        """mix/: what orders the lists; skipped where the recipe wants none."""
+        if self.recipe.mix.users == 0:
+            shutil.rmtree(self.folder / "mix", ignore_errors=True)  # of an earlier recipe
+            return
+        from genrec.training.mix import fit_mixer
+
+        recipe = self.recipe
+        settings = self._settings("mix")
+        settings |= {"relatives": recipe.new_items.relatives, "content": bool(recipe.backbone.profile)}
+        settings |= {"exclude_seen": recipe.data.exclude_seen, "beams": recipe.evaluate.beams}
+        inputs = {
+            **self._feature_keys(),
+            **self._scoring_keys(),
+            "catalog": key_at(self.shared / "catalog"),
+            "interactions": key_at(self.shared / "interactions"),
+        }
+        run_stage(self.folder, "mix", settings, inputs, lambda out: fit_mixer(self.space, out), self.force)
+
     def train(self) -> None:
-        """What a variant does again: from semantic ids to the sequence part, and the base where it wants another."""
+        """What a variant does again: from semantic ids to the mixer, and the base where it wants another."""
         if self.recipe.backbone.scratch != load_recipe(self.shared / "recipe.yaml").backbone.scratch:
             self.base()
         self.semantic_ids()
         self.align()
         self.finetune()
         self.sequence()
+        self.mix()
 
     def through_training(self) -> None:
         """Every stage up to the tuned generator."""
@@ -335,7 +355,10 @@ class Run:
             train_reranker(self)
 
     def tuned_keys(self) -> dict[str, str]:
-        """Of the stages that the tuned generator consists of."""
+        """Of the stages that the tuned generator and its lists consist of."""
+        return self._scoring_keys() | ({"mix": key_at(self.folder / "mix")} if self.recipe.mix.users else {})
+
+    def _scoring_keys(self) -> dict[str, str]:
         stages = ("lora", "sequence") if self.recipe.sequence.epochs else ("lora",)
         return {stage: key_at(self.folder / stage) for stage in stages}
 
@@ -356,6 +379,7 @@ class Run:
                 exclude_seen=recipe.data.exclude_seen,
                 beams=recipe.evaluate.beams,
                 newcomers=None if space.newcomers is None else space.newcomers.to(backbone.device),
+                mixer=None if space.mixer is None else space.mixer.to(backbone.device),
                 reranker=space.reranker if reranked else None,
             )
             np.save(out / "top.npy", top)
@@ -396,6 +420,7 @@ class Run:
                 soft_prompt=prompt,
                 item_scores=backbone.item_scores,
                 newcomers=space.newcomers,
+                mixer=space.mixer,
                 reranker=space.reranker,
                 keys=space.content_keys if recipe.new_items.relatives and not recipe.backbone.profile else None,
                 intake=Intake(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from genrec.adapters.mixer import Mixer, whole_lists
 from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.reranker import Reranker
 from genrec.backbone import Backbone, collate_prompts
@@ -24,6 +25,7 @@ def search_cases(
     exclude_seen: bool,
     beams: int,
     newcomers: Newcomers | None = None,
+    mixer: Mixer | None = None,
 ) -> Ranked:
     """What the beams find for every case.
 
@@ -35,6 +37,7 @@ def search_cases(
         exclude_seen: leave out the items of a case's own history.
         beams: beam width, W.
         newcomers: how new items get into the lists; None: like all others.
+        mixer: orders the lists; None: the beams' scores do.
 
     Returns:
         [n, W] on the CPU.
@@ -66,8 +69,7 @@ def search_cases(
                 backbone.trie.filter(allowed if newcomers is None else newcomers.without(allowed)),
                 None if likely is None else backbone.trie.prior(likely),
             )
-            if newcomers is not None:
-                ranked = Ranked(*newcomers.join(ranked.items, ranked.scores, likely, allowed, beams))
+            ranked = whole_lists([cases.histories[r] for r in rows], ranked, likely, allowed, newcomers, mixer, beams)
             n = min(width, ranked.items.shape[1])
             items[rows, :n], scores[rows, :n] = ranked.items[:, :n].cpu(), ranked.scores[:, :n].float().cpu()
     return Ranked(items, scores)
@@ -83,6 +85,7 @@ def rank_cases(
     beams: int,
     k: int = 50,
     newcomers: Newcomers | None = None,
+    mixer: Mixer | None = None,
     reranker: Reranker | None = None,
 ) -> np.ndarray:
     """The generator's top items for every case; arguments as for `search_cases`.
@@ -95,8 +98,9 @@ def rank_cases(
         int32 [n, k], best first, -1 where there are fewer.
     """
     found = search_cases(
-        backbone, prompter, cases, available=available, exclude_seen=exclude_seen, beams=beams, newcomers=newcomers
-    )
+        backbone, prompter, cases, available=available, exclude_seen=exclude_seen, beams=beams,
+        newcomers=newcomers, mixer=mixer,
+    )  # fmt: skip
     return listed(found if reranker is None else reranker.reorder(cases.histories, found), k)
 
 

@@ -33,6 +33,7 @@ def _ids_of_content_alone(recipe: Recipe) -> Recipe:
         backbone={"neighbours": 0},
         semantic_ids={"collaborative_weight": 0.0},
         sequence={"epochs": 0},
+        mix={"users": 0},
     )
 
 
@@ -61,7 +62,10 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
     "genrec-no-profile": lambda r: _without(r, backbone={"profile": 0}),
     "genrec-no-neighbours": lambda r: _without(r, backbone={"neighbours": 0}),
     "genrec-no-sequence": lambda r: _without(r, sequence={"epochs": 0}),
-    "genrec-no-scores": lambda r: _without(r, backbone={"profile": 0, "neighbours": 0}, sequence={"epochs": 0}),
+    "genrec-no-mix": lambda r: _without(r, mix={"users": 0}),
+    "genrec-no-scores": lambda r: _without(
+        r, backbone={"profile": 0, "neighbours": 0}, sequence={"epochs": 0}, mix={"users": 0}
+    ),
     "genrec-no-collaborative": lambda r: _without(r, semantic_ids={"collaborative_weight": 0.0}),
     "genrec-no-pretraining": _random_base,
     "tiger": _ids_of_content_alone,

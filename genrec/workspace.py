@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from genrec.adapters import build_adapter
 from genrec.adapters.item_scores import ItemScores
+from genrec.adapters.mixer import Mixer
 from genrec.adapters.neighbours import Table, follower_table, neighbour_table
 from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.profile import KeySpace, Profile
@@ -34,6 +35,7 @@ from genrec.synthetic import Truth
 from genrec.writer import Writer
 
 SEQUENCE = "sequence.safetensors"
+MIXER = "mixer.safetensors"
 RERANKER = "reranker.safetensors"
 WIDTH = 128  # most values per modality that relatives are found by, where there is no profile to say it
 
@@ -159,6 +161,25 @@ class Workspace:
             return valid
         chosen = np.random.default_rng(self.recipe.seed).choice(len(valid), most, replace=False)
         return Cases(valid.users[chosen], [valid.histories[i] for i in chosen], valid.targets[chosen])
+
+    @cached_property
+    def mixes(self) -> Cases:
+        """The validation cases that the mixer learns from."""
+        valid = self.split.valid
+        rows = np.random.default_rng([self.recipe.seed, 1]).permutation(len(valid))[: self.recipe.mix.users]
+        return Cases(valid.users[rows], [valid.histories[i] for i in rows], valid.targets[rows])
+
+    @property
+    def mixed_keys(self) -> dict[str, torch.Tensor]:
+        """What the mixer reads of content: nothing where nothing but the ids may."""
+        return self.content_keys if self.recipe.backbone.profile and self.features else {}
+
+    @cached_property
+    def mixer(self) -> Mixer | None:
+        """Where the recipe wants one and it is trained."""
+        if not self.recipe.mix.users:
+            return None
+        return Mixer.load(self.folder / "mix" / MIXER, self.mixed_keys, torch.from_numpy(self.popularity))
 
     def item_scores(self) -> ItemScores | None:
         """Fresh item scores as the recipe wants them; None where it wants none or has no features for them."""

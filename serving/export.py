@@ -4,6 +4,7 @@ manifest.json          layout of the vocabulary, versions, hash of the catalogue
 model/                 merged weights with the semantic-id rows inside, and the tokenizer
 item_scores.safetensors  what a history says of every item: weights, keys, tables; absent without
 newcomers.safetensors  new items and their nearest relatives; absent where new items are like all others
+mixer.safetensors      what orders the lists; absent where the scores do
 reranker.safetensors   a published system behind the beams; absent without
 keys.safetensors       all items' content keys, where later items need them to find relatives and no profile holds them
 soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
@@ -31,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.adapters.item_scores import ItemScores
+from genrec.adapters.mixer import Mixer
 from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.reranker import Reranker
 from genrec.artefacts import MANIFEST, file_hash, key_of, read_manifest
@@ -42,7 +44,8 @@ from genrec.prompts import Layout, Prompt, Prompter
 from genrec.serving.intake import INTAKE, Intake
 
 log = logging.getLogger(__name__)
-FORMAT = 6
+FORMAT = 7
+MIXER = "mixer.safetensors"
 RERANKER = "reranker.safetensors"
 REFUSED = "refused.txt"  # in a quantised copy that agreed too little with the original: why
 
@@ -61,6 +64,7 @@ class Export:
     prompt: Tensor  # [P, D] soft prompt
     item_scores: ItemScores | None = None  # what a history says of every item, before the model speaks
     newcomers: Newcomers | None = None  # how new items get into the lists; None: like all others
+    mixer: Mixer | None = None  # orders the lists; None: the items' scores do
     reranker: Reranker | None = None  # orders what the beams find; None: their scores do
     keys: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # modality -> [N, E_m], of the run's items
     renewed: frozenset[int] = frozenset()  # rows whose soft tokens are not the folder's any more
@@ -173,11 +177,12 @@ class Export:
             keys = load_file(folder / "keys.safetensors") if result["keys"] else {}
             if item_scores is not None and (profile := item_scores.profile) is not None:
                 keys = {name: profile.keys(name) for name in profile.names}
+            mixer = Mixer.load(folder / MIXER, keys, torch.from_numpy(popularity)) if result["mixer"] else None
         except (OSError, TypeError, ValueError, EOFError, KeyError, RuntimeError, SafetensorError) as err:
             raise ArtefactError(
                 f"{folder}: expected soft.safetensors, items/codes.npy, items/popularity.npy and, where the manifest "
-                "says so, item_scores.safetensors, newcomers.safetensors, reranker.safetensors and keys.safetensors; "
-                f"found one missing or broken ({err}); export the run again"
+                "says so, item_scores.safetensors, newcomers.safetensors, mixer.safetensors, reranker.safetensors and "
+                f"keys.safetensors; found one missing or broken ({err}); export the run again"
             ) from err
         if len(codes) != len(catalogue.item_ids) or len(codes) != len(soft["items"]):
             raise ArtefactError(
@@ -195,6 +200,7 @@ class Export:
             prompt=soft["prompt"],
             item_scores=item_scores,
             newcomers=newcomers,
+            mixer=mixer,
             reranker=reranker,
             keys=keys,
         )
@@ -237,6 +243,7 @@ def write_export(
     adapter_settings: dict[str, Any],
     tasks: Sequence[str],
     card: str,
+    mixer: Mixer | None = None,
     reranker: Reranker | None = None,
     keys: dict[str, Tensor] | None = None,
     intake: Intake | None = None,
@@ -258,6 +265,7 @@ def write_export(
         adapter_settings: arguments of `genrec.adapters.build_adapter` but K, D and rms (JSON-able).
         tasks: the texts that were trained, by their names in `genrec.config.Mixture`.
         card: the model card in Markdown.
+        mixer: what orders the lists, if not the items' scores; it reads the profile's keys, if any.
         reranker: what orders the beams' items, if not their scores.
         keys: modality -> float32 [N, E_m], from `genrec.adapters.profile.KeySpace`, where later items look for
             relatives and no profile holds them.
@@ -276,6 +284,8 @@ def write_export(
         item_scores.float().save(folder / "item_scores.safetensors")
     if newcomers is not None:
         newcomers.save(folder / "newcomers.safetensors")
+    if mixer is not None:
+        mixer.save(folder / MIXER)
     if reranker is not None:
         reranker.save(folder / RERANKER)
     if keys:
@@ -296,6 +306,7 @@ def write_export(
         "adapter": adapter_settings,
         "item_scores": item_scores is not None,
         "newcomers": newcomers is not None,
+        "mixer": mixer is not None,
         "reranker": reranker is not None,
         "keys": bool(keys),
         "intake": intake is not None,

@@ -78,7 +78,10 @@ def with_items(
     rows = torch.tensor([catalogue.index[item_id] for item_id in items.item_ids])
     new = rows >= before
     popularity = np.concatenate([export.popularity, np.zeros(after - before, export.popularity.dtype)])
-    keys, scores = intake.space.keys(features), export.item_scores
+    keys, scores, mixer = intake.space.keys(features), export.item_scores, export.mixer
+    if mixer is not None:
+        read = {name: _put(mixer.keys(name).cpu(), rows, keys[name]) for name in mixer.modalities}
+        mixer = mixer.with_items(read, torch.from_numpy(popularity))
     if scores is not None:
         profile = scores.profile
         whole = {} if profile is None else {name: _put(profile.keys(name).cpu(), rows, keys[name]) for name in keys}
@@ -90,6 +93,7 @@ def with_items(
         items=_put(export.items, rows, _soft_tokens(export, adapter, features)),
         item_scores=scores,
         newcomers=_newcomers(export, intake, rows, keys, popularity),
+        mixer=mixer,
         renewed=export.renewed | frozenset(rows[~new].tolist()),
     )
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from genrec.adapters.mixer import whole_lists
 from genrec.decode import Prefilled, Ranked, beam_search, prefill
 from genrec.filters import item_bitmap
 from genrec.prompts import Prompt
@@ -73,10 +74,11 @@ class TorchEngine:
         trie = Trie.build(torch.from_numpy(export.codes), export.layout.n_codes, self.device)
         item_scores = None if export.item_scores is None else export.item_scores.to(self.device)
         newcomers = None if export.newcomers is None else export.newcomers.to(self.device)
+        mixer = None if export.mixer is None else export.mixer.to(self.device)
 
         def swap() -> None:
             self.export, self._splicer, self.trie = export, splicer, trie
-            self.item_scores, self.newcomers = item_scores, newcomers
+            self.item_scores, self.newcomers, self.mixer = item_scores, newcomers, mixer
             if export.renewed:  # prompts are known by rows, whose soft tokens are others now
                 self.prefixes.clear()
 
@@ -156,7 +158,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Free the weights; the engine cannot answer any more. Calling it again does nothing."""
-        for name in ("model", "trie", "item_scores", "newcomers", "_splicer", "prefixes", "json_grammar"):
+        for name in ("model", "trie", "item_scores", "newcomers", "mixer", "_splicer", "prefixes", "json_grammar"):
             self.__dict__.pop(name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -167,11 +169,9 @@ class TorchEngine:
         allowed = torch.from_numpy(np.stack(bitmaps)).to(self.device)  # [B, N]
         likely = None if self.item_scores is None else self.item_scores(histories)
         prior = None if likely is None else self.trie.prior(likely)
-        if self.newcomers is None:
-            return beam_search(self.model, prompt, self.trie, beams, self.trie.filter(allowed), prior)
-        searched = self.trie.filter(self.newcomers.without(allowed))
-        known = beam_search(self.model, prompt, self.trie, beams, searched, prior)
-        return Ranked(*self.newcomers.join(known.items, known.scores, likely, allowed, beams))
+        searched = self.trie.filter(allowed if self.newcomers is None else self.newcomers.without(allowed))
+        found = beam_search(self.model, prompt, self.trie, beams, searched, prior)
+        return whole_lists(histories, found, likely, allowed, self.newcomers, self.mixer, beams)
 
     def _prefill(self, prompts: list[Prompt], known: list[Prefix | None]) -> Prefilled:
         """Prompts through the model: whole ones, or what is new behind beginnings that are known for all of them."""

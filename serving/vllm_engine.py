@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from genrec.adapters.mixer import whole_lists
 from genrec.decode import Ranked
 from genrec.errors import ArtefactError, ConfigError
 from genrec.filters import item_bitmap
@@ -241,10 +242,9 @@ class VllmEngine:
         prompts = [sent(self._inputs(export, search.prompt)) for search in searches]
         prior = None if likely is None else trie.prior(likely)
         process = self._running("lists")
-        known = vllm_beams(process, export.layout, self._embedding, trie, prompts, width, searched, prior)
-        if newcomers is None:
-            return known
-        return Ranked(*newcomers.join(known.items, known.scores, likely, allowed, width))
+        found = vllm_beams(process, export.layout, self._embedding, trie, prompts, width, searched, prior)
+        histories = [search.history for search in searches]
+        return whole_lists(histories, found, likely, allowed, newcomers, export.mixer, width)
 
     # -- texts -----------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from genrec.adapters import build_adapter
 from genrec.adapters.item_scores import ItemScores
+from genrec.adapters.mixer import Mixer
 from genrec.adapters.neighbours import follower_table, neighbour_table
 from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.profile import KeySpace, Profile
@@ -114,6 +115,9 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
     scores = _scores(profile, parts.log, n_items)
     scores.load_state_dict(parts.weights)
     scores.sequence = SequenceScores.of_tensors(parts.sequence)
+    mixer = Mixer({} if profile is None else keys, torch.from_numpy(parts.popularity))
+    weights = torch.randn(mixer.plain.weight.shape, generator=torch.Generator().manual_seed(8))
+    mixer.plain.weight.data += 0.3 * weights
     tokenizer, layout, model = parts.base
     settings = {"text": text or Encoder(dim=12), "image": Encoder()}
     intake = Intake(
@@ -145,6 +149,7 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
             soft_prompt=parts.soft_prompt,
             item_scores=scores,
             newcomers=Newcomers.nearest(near, torch.from_numpy(~parts.unseen), RELATIVES, LIFT),
+            mixer=mixer,
             keys=None if profile else keys,
             intake=intake,
             adapter_state=parts.adapter.state_dict(),

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from scipy import stats
 
 from benchmarks import new_items
 from benchmarks.accuracy import KEPT, METRICS, values
 from benchmarks.kept import Kept
 from benchmarks.results import RESULTS, over_seeds, over_users_and_seeds
+from genrec.config import NewItems
 
 
 def test_interval_is_students() -> None:
@@ -92,8 +94,13 @@ def test_what_is_kept_grows_part_by_part(tmp_path: Path) -> None:
     assert [line.split(" | ")[0] for line in again.runs().splitlines()[2:]] == [f"| lists/a/{n}" for n in (0, 10, 2)]
 
 
-def test_the_largest_cheap_lift_is_chosen() -> None:
-    recalls = {"plain": 0.100, "lift 0": 0.101, "lift 0.25": 0.0985, "lift 0.5": 0.0975, "lift 1": 0.09, "lift 2": 0.08}
-    assert new_items.choose(recalls) == "lift 0.25"
-    assert new_items.choose(dict.fromkeys(recalls, 0.1)) == "lift 2"
-    assert new_items.choose({**dict.fromkeys(recalls, 0.05), "plain": 0.1}) == "lift 0"  # none is cheap
+def test_new_items_are_judged_by_the_default_lift() -> None:
+    judged = new_items.name_of(NewItems().lift)
+    assert judged in map(new_items.name_of, new_items.LIFTS)
+    new = {judged: np.array([1.0, 0, 1, 0]), new_items.RIVAL: np.array([0.0, 0, 1, 0]), new_items.PLAIN: np.zeros(4)}
+    warm = {judged: np.array([1.0, 1, 0, 0]), new_items.RIVAL: np.zeros(4), new_items.PLAIN: np.array([1.0, 1, 1, 0])}
+    gain, ratio, loss = new_items.checks_of("amazon-scientific", [new_items.NewItemsSeed(new, warm)])
+    assert gain.value == 0.25
+    assert (ratio.value, ratio.holds) == (2.0, True)
+    assert loss.value == pytest.approx(1 / 3)
+    assert not loss.holds

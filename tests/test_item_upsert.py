@@ -93,6 +93,11 @@ def test_the_next_state_is_that_of_an_export_that_always_held_them(parts, export
     assert found.newcomers is not None
     assert wanted.newcomers is not None
     assert set(found.newcomers.rows.tolist()) == set(wanted.newcomers.rows.tolist())
+    assert found.mixer is not None
+    assert wanted.mixer is not None
+    assert found.mixer.modalities == wanted.mixer.modalities
+    for name in found.mixer.modalities:
+        torch.testing.assert_close(found.mixer.keys(name), wanted.mixer.keys(name), atol=1e-6, rtol=0)
     assert found.renewed == {6, 9}
     ids = found.catalogue.item_ids
     histories = [[], ["item-1", "item-6"], ["item-2", "item-9", "new-1"], ["new-3", "new-2", "item-6", "item-8"]]

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from genrec.adapters.mixer import Mixer
 from genrec.errors import ArtefactError, ConfigError, DataError
 from genrec.query_schema import answer_schema, questions
 from genrec.serving.engine import JsonRequest, RankedItem, RecommendRequest, TextRequest
@@ -161,6 +162,25 @@ def test_lists_and_texts_are_those_of_the_torch_engine(engine, export):
     texts = [TextRequest(item, [ids[7]], 24) for item in ids[:4]]
     texts.append(TextRequest(ids[4], [ids[i % 60] for i in range(300)], 24))
     assert engine.generate(texts) == reference.generate(texts)
+
+
+def test_a_mixer_orders_lists_as_in_the_torch_engine(engine, export):
+    keys = {"text": torch.nn.functional.normalize(torch.randn(len(export.codes), 4, generator=torch.manual_seed(6)))}
+    mixer = Mixer(keys, torch.from_numpy(export.popularity)).eval().requires_grad_(False)
+    mixer.plain.weight += torch.randn(mixer.plain.weight.shape, generator=torch.manual_seed(7))
+    mixed, ids = export.with_items(mixer=mixer), export.catalogue.item_ids
+    lists = [RecommendRequest([ids[r] for r in rows], k=5, beams=8) for rows in ([], [3], [7, 1, 12, 30])]
+    plain = engine.recommend(lists)
+    engine.prepare(mixed)()
+    try:
+        answers = engine.recommend(lists)
+    finally:
+        engine.prepare(export)()
+    for answer, expected in zip(answers, TorchEngine(mixed, "cpu").recommend(lists), strict=True):
+        assert [item.item_id for item in answer] == [item.item_id for item in expected]
+        np.testing.assert_allclose([i.score for i in answer], [i.score for i in expected], atol=TOLERANCE)
+    assert [[i.item_id for i in of] for of in answers] != [[i.item_id for i in of] for of in plain]
+    assert engine.recommend(lists) == plain
 
 
 def test_vllm_is_asked_only_where_codes_compete(engine, export, monkeypatch):

@@ -47,6 +47,7 @@ def fit_reranker(space: Workspace, recipe: SystemRecipe, folder: Path, states: P
         available=space.catalogue.available,
         exclude_seen=space.recipe.data.exclude_seen,
         beams=space.recipe.evaluate.beams,
+        mixer=space.mixer,
     )
     deviations = reranker(cases.histories, beams.items)
     found = {}

@@ -1,0 +1,141 @@
+"""The mixer learns from validation: lists whose next item is known, some of whose known items play new ones."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genrec.adapters.mixer import Mixer
+from genrec.adapters.newcomers import Newcomers
+from genrec.decode import Ranked
+from genrec.errors import ConfigError
+from genrec.ranking import search_cases
+from genrec.workspace import MIXER, Workspace
+
+log = logging.getLogger(__name__)
+POOLS = 10  # parts of the known items that play new ones in turn
+BATCH, LEARNING_RATE, WEIGHT_DECAY = 128, 3e-3, 0.1
+STEPS = 300
+FOLDS = 4  # of the cases, each judged by a mixer that learned from the others
+USERS_AT_ONCE = 256
+
+
+def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
+    """Train it and write mixer.safetensors into a stage's folder.
+
+    Args:
+        space: a run whose generator is tuned, with its sequence part.
+        folder: the stage's.
+
+    Returns:
+        the manifest's result: {"lists", "ndcg@10": {"plain", "mixed"}}, N@10 of lists that hold their target by mixers
+        that did not learn from them; where mixed is not above plain, lists stay as they are.
+
+    Raises:
+        ConfigError: too few lists hold their target.
+    """
+    keys, popularity = space.mixed_keys, torch.from_numpy(space.popularity)
+    features, targets, cases = _lists(space, keys, popularity)
+    found = np.unique(cases)
+    if len(found) < FOLDS:
+        raise ConfigError(
+            f"mix.users: {len(found)} of {len(space.mixes)} lists hold their next item, too few to learn from; "
+            "set it to 0"
+        )
+    # by case: one stands in several lists
+    fold = torch.from_numpy(np.random.default_rng(space.recipe.seed).permutation(len(found)) % FOLDS)
+    fold = fold[torch.from_numpy(np.searchsorted(found, cases))]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(space.recipe.seed)
+        mixed = torch.zeros(len(targets))
+        for part in range(FOLDS):
+            others = _fitted(Mixer(keys, popularity), features[fold != part], targets[fold != part])
+            mixed[fold == part] = _ndcg(others, features[fold == part], targets[fold == part])
+        mixer = Mixer(keys, popularity)
+        scores = {"plain": float(_ndcg(mixer, features, targets).mean()), "mixed": float(mixed.mean())}
+        if scores["mixed"] > scores["plain"]:
+            _fitted(mixer, features, targets)
+    mixer.save(folder / MIXER)
+    log.info("mixer: %d lists, ndcg@10 where it did not learn: %s", len(targets), scores)
+    return {"lists": len(targets), "ndcg@10": scores}
+
+
+def _fitted(mixer: Mixer, features: Tensor, targets: Tensor) -> Mixer:
+    """Trained on lists [M, C, F] with targets int64 [M]."""
+    real = features[features[:, :, 0] > -torch.inf]
+    mixer.set_scale(real.mean(0), real.std(0).clamp(min=1e-3))
+    optimiser = torch.optim.AdamW(mixer.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
+    orders = (rows for _ in range(STEPS) for rows in torch.randperm(len(targets)).split(BATCH))
+    mixer.train()
+    for rows in itertools.islice(orders, STEPS):
+        loss = F.cross_entropy(_logits(mixer, features[rows]), targets[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return mixer.eval()
+
+
+def _logits(mixer: Mixer, features: Tensor) -> Tensor:
+    """[M, C, F] -> [M, C]; places whose score is -inf hold nothing."""
+    empty = features[:, :, 0] == -torch.inf
+    return mixer(features.masked_fill(empty[:, :, None], 0)).masked_fill(empty, torch.finfo(torch.float32).min)
+
+
+@torch.inference_mode()
+def _ndcg(mixer: Mixer, features: Tensor, targets: Tensor) -> Tensor:
+    """N@10 of lists [M, C, F] whose targets int64 [M] are among them, float32 [M]."""
+    logits = _logits(mixer.eval(), features)
+    place = (logits > logits.gather(1, targets[:, None])).sum(1)
+    return torch.where(place < 10, 1 / (place + 2).log2(), 0.0)
+
+
+@torch.inference_mode()
+def _lists(space: Workspace, keys: dict[str, Tensor], popularity: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
+    """The lists that hold their target: features float32 [M, C, F] with a score of -inf where a list has ended, the
+    target's place int64 [M], and the case that each list is of int64 [M]."""
+    recipe, cases = space.recipe, space.mixes
+    known = torch.from_numpy(~space.split.cold)
+    backbone = space.tuned_backbone()
+    available = space.catalogue.available & known.numpy()
+    found = search_cases(
+        backbone, space.prompter, cases, available=available, exclude_seen=recipe.data.exclude_seen,
+        beams=recipe.evaluate.beams,
+    )  # fmt: skip
+    pools: list[tuple[Tensor, Newcomers | None]] = [(known.new_zeros(0, dtype=torch.int64), None)]
+    if recipe.new_items.relatives and space.features:
+        shuffled = np.random.default_rng(recipe.seed).permutation(np.flatnonzero(known))
+        pools = []
+        for pool in torch.from_numpy(shuffled[: len(shuffled) // POOLS * POOLS]).view(POOLS, -1):
+            others = known.index_fill(0, pool, False)
+            pools.append((pool, Newcomers.nearest(space.content_keys, others, recipe.new_items.relatives, 0.0)))
+    features, targets, users = [], [], []
+    for start in range(0, len(cases), USERS_AT_ONCE):
+        rows = slice(start, start + USERS_AT_ONCE)
+        histories, wanted = cases.histories[rows], torch.from_numpy(cases.targets[rows]).long()
+        likely = backbone.likely(histories)
+        likely = None if likely is None else likely.cpu()
+        allowed = torch.from_numpy(available).repeat(len(histories), 1)
+        if recipe.data.exclude_seen:
+            for row, history in enumerate(histories):
+                allowed[row, torch.from_numpy(history).long()] = False
+        for pool, newcomers in pools:
+            hidden = torch.isin(found.items[rows], pool)
+            left = Ranked(found.items[rows].masked_fill(hidden, -1), found.scores[rows].masked_fill(hidden, -torch.inf))
+            judge = Mixer(keys, popularity.index_fill(0, pool, 0))
+            candidates = judge.candidates(left, likely, allowed, newcomers)
+            holds = (candidates[0] == wanted[:, None]).any(1)
+            of = judge.features(histories, candidates)
+            of[:, :, 0].masked_fill_(candidates[0] < 0, -torch.inf)
+            features.append(of[holds])
+            targets.append((candidates[0] == wanted[:, None]).float().argmax(1)[holds])
+            users.append(start + holds.nonzero()[:, 0].numpy())
+    return torch.cat(features), torch.cat(targets), np.concatenate(users)
