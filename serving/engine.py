@@ -33,6 +33,7 @@ class RankedItem:
 
     item_id: str
     score: float  # log P(item): sum over levels of the log-softmax over the codes that lead on in the trie
+    # (with a mixer: log P among the list's candidates)
     rank: int  # 1 is best; by the score, or by the export's re-ranker
 
 
