@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 POOLS = 10  # parts of the known items that play new ones in turn
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 128, 3e-3, 0.1
 STEPS = 300
+SURE = 2.0  # standard errors of what mixing gains; below, chance may have said so
 FOLDS = 4  # of the cases, each judged by a mixer that learned from the others
 USERS_AT_ONCE = 256
 
@@ -35,8 +37,9 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
         folder: the stage's.
 
     Returns:
-        the manifest's result: {"lists", "ndcg@10": {"plain", "mixed"}}, N@10 of lists that hold their target by mixers
-        that did not learn from them; where mixed is not above plain, lists stay as they are.
+        the manifest's result: {"lists", "ndcg@10": {"plain", "mixed"}, "gain", "error"}: N@10 of lists that hold their
+        target, by mixers that did not learn from them; the mean over cases of what mixing gains, with its standard
+        error. Unless the gain is more than `SURE` errors, lists stay as they are.
 
     Raises:
         ConfigError: too few lists hold their target.
@@ -59,12 +62,16 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
             others = _fitted(Mixer(keys, popularity), features[fold != part], targets[fold != part])
             mixed[fold == part] = _ndcg(others, features[fold == part], targets[fold == part])
         mixer = Mixer(keys, popularity)
-        scores = {"plain": float(_ndcg(mixer, features, targets).mean()), "mixed": float(mixed.mean())}
-        if scores["mixed"] > scores["plain"]:
+        plain = _ndcg(mixer, features, targets)
+        of_case = np.searchsorted(found, cases)
+        gains = np.bincount(of_case, (mixed - plain).numpy()) / np.bincount(of_case)
+        gain, error = float(gains.mean()), float(stats.sem(gains))
+        if gain > SURE * error:
             _fitted(mixer, features, targets)
     mixer.save(folder / MIXER)
-    log.info("mixer: %d lists, ndcg@10 where it did not learn: %s", len(targets), scores)
-    return {"lists": len(targets), "ndcg@10": scores}
+    scores = {"plain": float(plain.mean()), "mixed": float(mixed.mean())}
+    log.info("mixer: %d lists, %s, gain %.4f, standard error %.4f", len(targets), scores, gain, error)
+    return {"lists": len(targets), "ndcg@10": scores, "gain": gain, "error": error}
 
 
 def _fitted(mixer: Mixer, features: Tensor, targets: Tensor) -> Mixer:
