@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +19,28 @@ from genrec.adapters.sequence import SequenceScores
 KEYS = "keys."  # of the profile's frozen arrays in a saved file; those of a table have its name
 SEQUENCE = "sequence."  # of all that the sequence part saves
 TABLES = ("neighbours", "followers")
+PARTS = ("profile", *TABLES, "sequence")
+
+
+@dataclass(frozen=True)
+class Likely:
+    """What B histories say of every item, in nats up to a constant per row.
+
+    Attributes:
+        total: float32 [B, N].
+        parts: what it is the sum of, where that was asked for: name -> float32 [B, N].
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+    def of(self, rows: Sequence[int]) -> Likely:
+        """Some histories'."""
+        return Likely(self.total[rows], {name: part[rows] for name, part in self.parts.items()})
+
+    def cpu(self) -> Likely:
+        """The same on the CPU."""
+        return Likely(self.total.cpu(), {name: part.cpu() for name, part in self.parts.items()})
 
 
 class ItemScores(nn.Module):
@@ -44,18 +67,29 @@ class ItemScores(nn.Module):
         self.repeats = Repeats(sizes[0])
         self.sequence: SequenceScores | None = None
 
-    def _sum(self, scores: Callable[[Profile | Neighbours | Repeats], Tensor]) -> Tensor:
-        parts = (self.profile, self.neighbours, self.followers)
-        return sum((scores(part) for part in parts if part is not None), scores(self.repeats))
+    @property
+    def names(self) -> list[str]:
+        """The parts there are, but repeats."""
+        return [name for name in PARTS if getattr(self, name) is not None]
+
+    def read(self, histories: Histories, apart: bool = False) -> Likely:
+        """B histories of catalogue rows, oldest first; `apart`: keep the parts, each as large as their sum."""
+        total, parts = self.repeats(histories), {}
+        for name in self.names:
+            part = getattr(self, name)(histories)
+            total = total + part
+            if apart:
+                parts[name] = part
+        return Likely(total, parts)
 
     def forward(self, histories: Histories) -> Tensor:
         """B histories of catalogue rows, oldest first -> float32 [B, N], nats up to a constant per row."""
-        scores = self._sum(lambda part: part(histories))
-        return scores if self.sequence is None else scores + self.sequence(histories)
+        return self.read(histories).total
 
     def of_events(self, items: Tensor, first: Tensor) -> Tensor:
         """Scores [M, N] before each event, without `sequence`; arguments as for `Profile.of_events`."""
-        return self._sum(lambda part: part.of_events(items, first))
+        parts = (getattr(self, name) for name in self.names if name != "sequence")
+        return sum((part.of_events(items, first) for part in parts), self.repeats.of_events(items, first))
 
     def grown(self, n_items: int, keys: dict[str, Tensor], unseen: Tensor) -> ItemScores:
         """The same weights over N' items: those there are, in their rows, and new ones that no history holds.

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from genrec.adapters.item_scores import Likely
 from genrec.adapters.newcomers import Newcomers, known_shares
 from genrec.adapters.self_attention import PAD, left_pad
 from genrec.decode import Ranked
@@ -28,7 +29,7 @@ NEW = 30  # new items per list that are weighed, those that inherit most
 DECAY = 0.7  # of an event's weight per later event, in the mean cosine
 LEAST = -30.0  # nats: what is less likely is not less likely here
 LONGEST = 200  # events of a history that are looked at, the newest
-NUMBERS = 7  # features that need no content
+NUMBERS = 6  # features of every mixer
 COSINES = 3  # features per modality
 
 
@@ -39,19 +40,20 @@ class Mixer(nn.Module):
     spread: Tensor  # float32 [F]
     popularity: Tensor  # int64 [N]
 
-    def __init__(self, keys: dict[str, Tensor], popularity: Tensor):
+    def __init__(self, parts: Sequence[str], keys: dict[str, Tensor], popularity: Tensor):
         """
         Args:
+            parts: of the item scores, by name.
             keys: modality -> float32 [N, E_m] of unit rows, or 0 where an item lacks it; none: content counts for
                 nothing.
             popularity: int64 [N], training events.
         """
         super().__init__()
-        self.modalities = sorted(keys)
+        self.parts, self.modalities = tuple(parts), sorted(keys)
         for name in self.modalities:
             self.register_buffer(f"keys_{name}", keys[name], persistent=False)
         self.register_buffer("popularity", popularity, persistent=False)
-        width = NUMBERS + COSINES * len(keys)
+        width = NUMBERS + len(parts) + COSINES * len(keys)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
         self.plain = nn.Linear(width, 1, bias=False)
@@ -76,39 +78,48 @@ class Mixer(nn.Module):
             self.plain.weight[0, 0] = spread[0]
 
     def candidates(
-        self, found: Ranked, likely: Tensor | None, allowed: Tensor, newcomers: Newcomers | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, found: Ranked, likely: Likely | None, allowed: Tensor, newcomers: Newcomers | None
+    ) -> tuple[Tensor, Tensor]:
         """What a list may hold: what was found, and the new items that inherit most.
 
         Args:
             found: known items, [B, W].
-            likely: float32 [B, N], item scores; None where there are none.
+            likely: item scores; None where there are none.
             allowed: bool [B, N].
             newcomers: the new items; None: they are found like all others.
 
         Returns:
-            items int64 [B, C], -1 where there are fewer; their scores float32 [B, C], log-probabilities, inherited by
-            new ones; and what the item scores alone say, float32 [B, C], in nats.
+            items int64 [B, C], -1 where there are fewer, and their scores float32 [B, C]: log-probabilities, inherited
+            by new ones.
         """
-        shares = known_shares(likely, allowed, newcomers)
         items, scores = found.items, found.scores
-        prior = shares.gather(1, items.clamp(min=0))
         if newcomers is not None:
+            shares = known_shares(None if likely is None else likely.total, allowed, newcomers)
             inherited = newcomers.inherited(items, scores, shares, allowed)
             best, at = inherited.topk(min(NEW, inherited.shape[1]), dim=1)
             new = newcomers.rows[at].masked_fill(best == -torch.inf, -1)
             items, scores = torch.cat([items, new], 1), torch.cat([scores, best], 1)
-            prior = torch.cat([prior, best], 1)
-        return items, scores, prior
+        return items, scores
 
-    def features(self, histories: Sequence[Sequence[int] | np.ndarray], candidates: tuple[Tensor, ...]) -> Tensor:
+    def features(
+        self,
+        histories: Sequence[Sequence[int] | np.ndarray],
+        items: Tensor,
+        scores: Tensor,
+        likely: Likely | None,
+    ) -> Tensor:
         """What is known of each candidate after each of B histories, oldest event first; float32 [B, C, F].
 
-        Its score; what the item scores say; whether the history holds it; whether it is new; how often it is taken; the
-        tenth score of the list and the history's length, which are the same for all; and per modality its cosine with
-        the history: the mean with old events fading, the largest, and the newest event's.
+        Its score; whether the history holds it; whether it is new; how often it is taken; the tenth score of the list
+        and the history's length, which are the same for all; what each part of the item scores says, where a new item
+        has none but the profile; and per modality its cosine with the history: the mean with old events fading, the
+        largest, and the newest event's.
+
+        Args:
+            histories: B histories.
+            items, scores: from `candidates`.
+            likely: item scores with their parts; may be None for a mixer that reads none.
         """
-        items, scores, prior = candidates
         row = items.clamp(min=0)
         past = left_pad([np.asarray(history)[-LONGEST:] for history in histories]).to(items.device)  # [B, T]
         real = past != PAD
@@ -116,13 +127,16 @@ class Mixer(nn.Module):
         tenth = scores.topk(min(10, scores.shape[1]), dim=1).values[:, -1:].expand_as(scores)
         parts = [
             scores.clamp(min=LEAST),
-            prior.clamp(min=LEAST),
             (row[:, :, None] == past[:, None]).any(2),
             taken == 0,
             taken.log1p(),
             tenth.clamp(min=LEAST),
             real.sum(1, keepdim=True).log1p().expand_as(scores),
         ]
+        for name in self.parts:
+            assert likely is not None
+            said = likely.parts[name].gather(1, row)
+            parts.append(said if name == "profile" else said * (taken > 0))
         if not past.shape[1]:  # nobody took anything: no cosines
             past, real = past.new_full((len(past), 1), PAD), real.new_zeros(len(real), 1)
         age = torch.arange(past.shape[1] - 1, -1, -1, device=past.device)
@@ -146,7 +160,7 @@ class Mixer(nn.Module):
         self,
         histories: Sequence[Sequence[int] | np.ndarray],
         found: Ranked,
-        likely: Tensor | None,
+        likely: Likely | None,
         allowed: Tensor,
         newcomers: Newcomers | None,
         most: int,
@@ -156,9 +170,8 @@ class Mixer(nn.Module):
         Scores are log-probabilities among the candidates; a lift of new items comes on top. Arguments as for
         `candidates` and `features`; `most`: items of the longest list.
         """
-        candidates = self.candidates(found, likely, allowed, newcomers)
-        items = candidates[0]
-        logits = self(self.features(histories, candidates)).masked_fill(items < 0, -torch.inf)
+        items, scores = self.candidates(found, likely, allowed, newcomers)
+        logits = self(self.features(histories, items, scores, likely)).masked_fill(items < 0, -torch.inf)
         scores = logits.log_softmax(1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # of an empty list
         if newcomers is not None:
             scores = scores + newcomers.lift * (self.popularity[items.clamp(min=0)] == 0)
@@ -167,14 +180,14 @@ class Mixer(nn.Module):
 
     def with_items(self, keys: dict[str, Tensor], popularity: Tensor) -> Mixer:
         """The same for other items: `keys` of at least its modalities and `popularity`, as at the start."""
-        other = Mixer({name: keys[name] for name in self.modalities}, popularity)
+        other = Mixer(self.parts, {name: keys[name] for name in self.modalities}, popularity)
         other.load_state_dict(self.state_dict())
         return other.eval().requires_grad_(False)
 
     def save(self, path: Path) -> None:
-        """Write what was learned and the modalities' names; keys and popularity are elsewhere already."""
+        """Write what was learned and what it reads, by name; keys and popularity are elsewhere already."""
         state = {name: of.detach().cpu().contiguous() for name, of in self.state_dict().items()}
-        save_file(state, path, {"modalities": " ".join(self.modalities)})
+        save_file(state, path, {"parts": " ".join(self.parts), "modalities": " ".join(self.modalities)})
 
     @classmethod
     def load(cls, path: Path, keys: dict[str, Tensor], popularity: Tensor) -> Mixer:
@@ -184,8 +197,8 @@ class Mixer(nn.Module):
             OSError, SafetensorError, RuntimeError, KeyError: no whole file of this kind, or of other modalities.
         """
         with safe_open(path, "pt") as file:
-            names = (file.metadata() or {})["modalities"].split()
-        mixer = cls({name: keys[name] for name in names}, popularity)
+            read = {name: of.split() for name, of in (file.metadata() or {}).items()}
+        mixer = cls(read["parts"], {name: keys[name] for name in read["modalities"]}, popularity)
         mixer.load_state_dict(load_file(path))
         return mixer.eval().requires_grad_(False)
 
@@ -193,7 +206,7 @@ class Mixer(nn.Module):
 def whole_lists(
     histories: Sequence[Sequence[int] | np.ndarray],
     found: Ranked,
-    likely: Tensor | None,
+    likely: Likely | None,
     allowed: Tensor,
     newcomers: Newcomers | None,
     mixer: Mixer | None,
@@ -204,4 +217,4 @@ def whole_lists(
         return mixer.order(histories, found, likely, allowed, newcomers, most)
     if newcomers is None:
         return found
-    return Ranked(*newcomers.join(found.items, found.scores, likely, allowed, most))
+    return Ranked(*newcomers.join(found.items, found.scores, None if likely is None else likely.total, allowed, most))

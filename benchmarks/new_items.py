@@ -90,7 +90,7 @@ def lists_of(run: Run, cases: Cases) -> dict[str, np.ndarray]:
             for row, history in enumerate(histories):
                 allowed[row, torch.from_numpy(history).long()] = False
         with torch.inference_mode():
-            likely = backbone.likely(histories)
+            likely = backbone.likely(histories, apart=True)
         found = Ranked(known.items[rows], known.scores[rows])
         for lift, mixer in wanted:
             joining = Newcomers(newcomers.rows, newcomers.relatives, newcomers.weights, torch.tensor(lift))

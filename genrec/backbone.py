@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.adapters.item_scores import ItemScores
+from genrec.adapters.item_scores import ItemScores, Likely
 from genrec.decode import attention_mask
 from genrec.encoders.features import Features
 from genrec.errors import DataError
@@ -226,12 +226,9 @@ class Backbone(nn.Module):
         ).last_hidden_state
         return states
 
-    def likely(self, histories: Sequence[np.ndarray]) -> Tensor | None:
-        """What each of B histories says of every item, float32 [B, N] in nats; None without item scores."""
-        if self.item_scores is None:
-            return None
-        scores: Tensor = self.item_scores(histories)
-        return scores
+    def likely(self, histories: Sequence[np.ndarray], apart: bool = False) -> Likely | None:
+        """What each of B histories says of every item; None without item scores. `apart`: see `ItemScores.read`."""
+        return None if self.item_scores is None else self.item_scores.read(histories, apart)
 
     def _prior_of_events(self, ends: Tensor, histories: Tensor) -> Prior | None:
         """The same before each event of a batch, over known items.

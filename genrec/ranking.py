@@ -60,14 +60,14 @@ def search_cases(
                 owner = np.repeat(np.arange(len(rows)), [len(cases.histories[r]) for r in rows])
                 seen = np.concatenate([cases.histories[r] for r in rows]).astype(np.int64)
                 allowed[torch.from_numpy(owner), torch.from_numpy(seen)] = False
-            likely = backbone.likely([cases.histories[r] for r in rows])
+            likely = backbone.likely([cases.histories[r] for r in rows], apart=mixer is not None)
             ranked = beam_search(
                 backbone,
                 prefill(backbone, backbone.embed(ids, slots), lengths),
                 backbone.trie,
                 beams,
                 backbone.trie.filter(allowed if newcomers is None else newcomers.without(allowed)),
-                None if likely is None else backbone.trie.prior(likely),
+                None if likely is None else backbone.trie.prior(likely.total),
             )
             ranked = whole_lists([cases.histories[r] for r in rows], ranked, likely, allowed, newcomers, mixer, beams)
             n = min(width, ranked.items.shape[1])

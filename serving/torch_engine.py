@@ -167,8 +167,8 @@ class TorchEngine:
     def _search(self, prompt: Prefilled, histories: list[list[int]], bitmaps: list[np.ndarray], beams: int) -> Ranked:
         """The best legal items after each of B prompts, new ones among them."""
         allowed = torch.from_numpy(np.stack(bitmaps)).to(self.device)  # [B, N]
-        likely = None if self.item_scores is None else self.item_scores(histories)
-        prior = None if likely is None else self.trie.prior(likely)
+        likely = None if self.item_scores is None else self.item_scores.read(histories, self.mixer is not None)
+        prior = None if likely is None else self.trie.prior(likely.total)
         searched = self.trie.filter(allowed if self.newcomers is None else self.newcomers.without(allowed))
         found = beam_search(self.model, prompt, self.trie, beams, searched, prior)
         return whole_lists(histories, found, likely, allowed, self.newcomers, self.mixer, beams)

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from genrec.adapters.item_scores import Likely
 from genrec.adapters.mixer import whole_lists
 from genrec.decode import Ranked
 from genrec.errors import ArtefactError, ConfigError
@@ -199,7 +200,8 @@ class VllmEngine:
         export, trie = self._served
         searches = [self._checked(export, trie, request) for request in requests]
         scores_of = export.item_scores
-        likely = None if scores_of is None else scores_of([search.history for search in searches])  # [B, N]
+        everyone = [search.history for search in searches]
+        likely = None if scores_of is None else scores_of.read(everyone, apart=export.mixer is not None)
 
         groups: dict[int, list[int]] = {}  # beam width -> numbers of searches
         for number, search in enumerate(searches):
@@ -207,7 +209,7 @@ class VllmEngine:
 
         results: list[list[RankedItem]] = [[] for _ in searches]
         for group in groups.values():
-            of_group = None if likely is None else likely[group]
+            of_group = None if likely is None else likely.of(group)
             ranked = self._search(export, trie, [searches[i] for i in group], of_group)
             histories, ks = [searches[i].history for i in group], [searches[i].k for i in group]
             for i, items in zip(group, ranked_items(export, ranked, histories, ks), strict=True):
@@ -234,13 +236,13 @@ class VllmEngine:
         ids = token_ids(export, prompt)
         return export.splice(prompt, self._embedding) if ids is None else ids
 
-    def _search(self, export: Export, trie: Trie, searches: list[_Search], likely: Tensor | None) -> Ranked:
-        """Searches of one beam width; what is likely: float32 [B, N]."""
+    def _search(self, export: Export, trie: Trie, searches: list[_Search], likely: Likely | None) -> Ranked:
+        """Searches of one beam width."""
         width, newcomers = searches[0].width, export.newcomers
         allowed = torch.from_numpy(np.stack([search.allowed for search in searches]))  # [B, N]
         searched = trie.filter(allowed if newcomers is None else newcomers.without(allowed))
         prompts = [sent(self._inputs(export, search.prompt)) for search in searches]
-        prior = None if likely is None else trie.prior(likely)
+        prior = None if likely is None else trie.prior(likely.total)
         process = self._running("lists")
         found = vllm_beams(process, export.layout, self._embedding, trie, prompts, width, searched, prior)
         histories = [search.history for search in searches]

@@ -115,7 +115,7 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
     scores = _scores(profile, parts.log, n_items)
     scores.load_state_dict(parts.weights)
     scores.sequence = SequenceScores.of_tensors(parts.sequence)
-    mixer = Mixer({} if profile is None else keys, torch.from_numpy(parts.popularity))
+    mixer = Mixer(scores.names, {} if profile is None else keys, torch.from_numpy(parts.popularity))
     weights = torch.randn(mixer.plain.weight.shape, generator=torch.Generator().manual_seed(8))
     mixer.plain.weight.data += 0.3 * weights
     tokenizer, layout, model = parts.base

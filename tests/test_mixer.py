@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from genrec.adapters.item_scores import Likely
 from genrec.adapters.mixer import COSINES, DECAY, LEAST, NUMBERS, Mixer, whole_lists
 from genrec.adapters.newcomers import Newcomers
 from genrec.artefacts import read_manifest
@@ -33,7 +34,10 @@ def unit(seed: int, width: int) -> torch.Tensor:
 KEYS = {"text": unit(1, 5), "image": unit(2, 3).index_fill(0, torch.tensor([6]), 0)}
 
 
-def found() -> tuple[Ranked, torch.Tensor, torch.Tensor]:
+PARTS = ("profile", "neighbours")
+
+
+def found() -> tuple[Ranked, Likely, torch.Tensor]:
     """Lists of known items, item scores, what is allowed."""
     generator = torch.Generator().manual_seed(3)
     known = KNOWN.nonzero()[:, 0]
@@ -42,7 +46,8 @@ def found() -> tuple[Ranked, torch.Tensor, torch.Tensor]:
     items[1, 3:], scores[1, 3:] = -1, -torch.inf
     allowed = torch.ones(4, N, dtype=torch.bool)
     allowed[2, 5] = False
-    return Ranked(items, scores), torch.randn(4, N, generator=generator), allowed
+    parts = {name: torch.randn(4, N, generator=generator) for name in PARTS}
+    return Ranked(items, scores), Likely(sum(parts.values(), torch.zeros(4, N)), parts), allowed
 
 
 def newcomers(lift: float = 0.0) -> Newcomers:
@@ -51,21 +56,19 @@ def newcomers(lift: float = 0.0) -> Newcomers:
 
 def test_features_say_what_they_should() -> None:
     ranked, likely, allowed = found()
-    mixer = Mixer(KEYS, POPULARITY)
-    candidates = mixer.candidates(ranked, likely, allowed, newcomers())
-    items, scores, prior = candidates
+    mixer = Mixer(PARTS, KEYS, POPULARITY)
+    items, scores = mixer.candidates(ranked, likely, allowed, newcomers())
     assert items.shape == (4, 8)  # five found, three new
     assert sorted(items[0, 5:].tolist()) == [1, 5, 9]
     assert sorted(items[2, 5:].tolist()) == [-1, 1, 9]
-    joined, values = newcomers().join(ranked.items, ranked.scores, likely, allowed, 8)
+    joined, values = newcomers().join(ranked.items, ranked.scores, likely.total, allowed, 8)
     for row in range(4):  # new ones have what they have without a mixer
         wanted = dict(zip(joined[row].tolist(), values[row].tolist(), strict=True))
         for item, score in zip(items[row].tolist(), scores[row].tolist(), strict=True):
             assert item < 0 or score == pytest.approx(wanted[item], abs=1e-5)
-    features = mixer.features(HISTORIES, candidates)
-    assert features.shape == (4, 8, NUMBERS + 2 * COSINES)
+    features = mixer.features(HISTORIES, items, scores, likely)
+    assert features.shape == (4, 8, NUMBERS + 2 + 2 * COSINES)
     for row, history in enumerate(HISTORIES):
-        total = float(likely[row, KNOWN].logsumexp(0))
         for place, item in enumerate(items[row].tolist()):
             if item < 0:
                 continue
@@ -73,23 +76,23 @@ def test_features_say_what_they_should() -> None:
             weights = np.array([DECAY**age for age in range(len(history))][::-1])
             expected = [
                 max(float(scores[row, place]), LEAST),
-                float(scores[row, place]) if new else max(float(likely[row, item]) - total, LEAST),
                 item in history,
                 new,
                 np.log1p(float(POPULARITY[item])),
                 max(float(scores[row].sort(descending=True).values[-1]), LEAST),  # of eight
                 np.log1p(len(history)),
+                float(likely.parts["profile"][row, item]),
+                0.0 if new else float(likely.parts["neighbours"][row, item]),
             ]
             for keys in (KEYS["image"], KEYS["text"]):
                 cosines = np.array([float(keys[item] @ keys[h]) for h in history])
                 expected += [(weights @ cosines) / weights.sum(), cosines.max(), cosines[-1]] if history else [0, 0, 0]
             np.testing.assert_allclose(features[row, place], expected, atol=1e-5)
-    assert torch.equal(prior[:, 5:], scores[:, 5:])
 
 
 def test_it_changes_no_order_before_it_learned() -> None:
     ranked, likely, allowed = found()
-    mixer = Mixer(KEYS, POPULARITY).eval()
+    mixer = Mixer(PARTS, KEYS, POPULARITY).eval()
     for joining in (None, newcomers(), newcomers(1.5)):
         plain = whole_lists(HISTORIES, ranked, likely, allowed, joining, None, 7)
         mixed = whole_lists(HISTORIES, ranked, likely, allowed, joining, mixer, 7)
@@ -117,7 +120,7 @@ def hits(mixer: Mixer, features: torch.Tensor, targets: torch.Tensor) -> float:
 
 def test_it_learns_what_is_there() -> None:
     torch.manual_seed(0)
-    mixer = Mixer({"text": KEYS["text"]}, POPULARITY)
+    mixer = Mixer((), {"text": KEYS["text"]}, POPULARITY)
     fresh, targets = planted(2000, 3, 0.3)
     assert hits(mixer, fresh, targets) < 0.2  # by scores, which say nothing: one of eight
     assert hits(_fitted(mixer, *planted(600, 1, 0.3)), fresh, targets) > 0.7
@@ -130,7 +133,9 @@ def test_lists_stay_plain_where_there_is_nothing_to_learn(trained, monkeypatch, 
     if not learns:
         targets = features[:, :, 0].argmax(1)
     space = trained.space
-    width = NUMBERS + COSINES * len(space.mixed_keys)
+    scores = space.tuned_backbone().item_scores
+    assert scores is not None
+    width = NUMBERS + len(scores.names) + COSINES * len(space.mixed_keys)
     features = torch.nn.functional.pad(features, (0, width - features.shape[2]))
     monkeypatch.setattr(mix, "_lists", lambda *_: (features, targets, np.arange(400)))
     result = mix.fit_mixer(space, tmp_path)
@@ -178,12 +183,14 @@ def test_its_stage_says_what_it_was_worth(trained: Run) -> None:
 
 def test_known_items_played_new_ones(trained: Run) -> None:
     """Every known target is a new one in one of the pools, and then its popularity says so."""
-    features, targets, _ = mix._lists(
-        trained.space, trained.space.mixed_keys, torch.from_numpy(trained.space.popularity)
-    )
-    is_new = features[torch.arange(len(targets)), targets, 3]
+    space = trained.space
+    backbone = space.tuned_backbone()
+    assert backbone.item_scores is not None
+    plain = Mixer(backbone.item_scores.names, space.mixed_keys, torch.from_numpy(space.popularity))
+    features, targets, _ = mix._lists(space, backbone, plain)
+    is_new = features[torch.arange(len(targets)), targets, 2]
     assert 0 < is_new.sum() < len(targets)
-    assert (features[..., 4] == 0)[features[..., 3] == 1].all()
+    assert (features[..., 3] == 0)[features[..., 2] == 1].all()
 
 
 def test_without_lists_that_hold_their_target_it_says_so(trained: Run) -> None:

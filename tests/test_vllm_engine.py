@@ -166,7 +166,7 @@ def test_lists_and_texts_are_those_of_the_torch_engine(engine, export):
 
 def test_a_mixer_orders_lists_as_in_the_torch_engine(engine, export):
     keys = {"text": torch.nn.functional.normalize(torch.randn(len(export.codes), 4, generator=torch.manual_seed(6)))}
-    mixer = Mixer(keys, torch.from_numpy(export.popularity)).eval().requires_grad_(False)
+    mixer = Mixer(export.item_scores.names, keys, torch.from_numpy(export.popularity)).eval().requires_grad_(False)
     mixer.plain.weight += torch.randn(mixer.plain.weight.shape, generator=torch.manual_seed(7))
     mixed, ids = export.with_items(mixer=mixer), export.catalogue.item_ids
     lists = [RecommendRequest([ids[r] for r in rows], k=5, beams=8) for rows in ([], [3], [7, 1, 12, 30])]

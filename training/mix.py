@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from genrec.adapters.mixer import Mixer
 from genrec.adapters.newcomers import Newcomers
+from genrec.backbone import Backbone
 from genrec.decode import Ranked
 from genrec.errors import ConfigError
 from genrec.ranking import search_cases
@@ -44,8 +46,10 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: too few lists hold their target.
     """
-    keys, popularity = space.mixed_keys, torch.from_numpy(space.popularity)
-    features, targets, cases = _lists(space, keys, popularity)
+    backbone = space.tuned_backbone()
+    parts = [] if backbone.item_scores is None else backbone.item_scores.names
+    plain = Mixer(parts, space.mixed_keys, torch.from_numpy(space.popularity))
+    features, targets, cases = _lists(space, backbone, plain)
     found = np.unique(cases)
     if len(found) < FOLDS:
         raise ConfigError(
@@ -59,17 +63,15 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
         torch.manual_seed(space.recipe.seed)
         mixed = torch.zeros(len(targets))
         for part in range(FOLDS):
-            others = _fitted(Mixer(keys, popularity), features[fold != part], targets[fold != part])
+            others = _fitted(copy.deepcopy(plain), features[fold != part], targets[fold != part])
             mixed[fold == part] = _ndcg(others, features[fold == part], targets[fold == part])
-        mixer = Mixer(keys, popularity)
-        plain = _ndcg(mixer, features, targets)
+        before = _ndcg(plain, features, targets)
         of_case = np.searchsorted(found, cases)
-        gains = np.bincount(of_case, (mixed - plain).numpy()) / np.bincount(of_case)
+        gains = np.bincount(of_case, (mixed - before).numpy()) / np.bincount(of_case)
         gain, error = float(gains.mean()), float(stats.sem(gains))
-        if gain > SURE * error:
-            _fitted(mixer, features, targets)
+        mixer = _fitted(plain, features, targets) if gain > SURE * error else plain
     mixer.save(folder / MIXER)
-    scores = {"plain": float(plain.mean()), "mixed": float(mixed.mean())}
+    scores = {"plain": float(before.mean()), "mixed": float(mixed.mean())}
     log.info("mixer: %d lists, %s, gain %.4f, standard error %.4f", len(targets), scores, gain, error)
     return {"lists": len(targets), "ndcg@10": scores, "gain": gain, "error": error}
 
@@ -106,12 +108,11 @@ def _ndcg(mixer: Mixer, features: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _lists(space: Workspace, keys: dict[str, Tensor], popularity: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
+def _lists(space: Workspace, backbone: Backbone, plain: Mixer) -> tuple[Tensor, Tensor, np.ndarray]:
     """The lists that hold their target: features float32 [M, C, F] with a score of -inf where a list has ended, the
     target's place int64 [M], and the case that each list is of int64 [M]."""
     recipe, cases = space.recipe, space.mixes
     known = torch.from_numpy(~space.split.cold)
-    backbone = space.tuned_backbone()
     available = space.catalogue.available & known.numpy()
     found = search_cases(
         backbone, space.prompter, cases, available=available, exclude_seen=recipe.data.exclude_seen,
@@ -128,7 +129,7 @@ def _lists(space: Workspace, keys: dict[str, Tensor], popularity: Tensor) -> tup
     for start in range(0, len(cases), USERS_AT_ONCE):
         rows = slice(start, start + USERS_AT_ONCE)
         histories, wanted = cases.histories[rows], torch.from_numpy(cases.targets[rows]).long()
-        likely = backbone.likely(histories)
+        likely = backbone.likely(histories, apart=True)
         likely = None if likely is None else likely.cpu()
         allowed = torch.from_numpy(available).repeat(len(histories), 1)
         if recipe.data.exclude_seen:
@@ -137,12 +138,13 @@ def _lists(space: Workspace, keys: dict[str, Tensor], popularity: Tensor) -> tup
         for pool, newcomers in pools:
             hidden = torch.isin(found.items[rows], pool)
             left = Ranked(found.items[rows].masked_fill(hidden, -1), found.scores[rows].masked_fill(hidden, -torch.inf))
-            judge = Mixer(keys, popularity.index_fill(0, pool, 0))
-            candidates = judge.candidates(left, likely, allowed, newcomers)
-            holds = (candidates[0] == wanted[:, None]).any(1)
-            of = judge.features(histories, candidates)
-            of[:, :, 0].masked_fill_(candidates[0] < 0, -torch.inf)
+            keys = {name: plain.keys(name) for name in plain.modalities}
+            judge = plain.with_items(keys, plain.popularity.index_fill(0, pool, 0))
+            items, scores = judge.candidates(left, likely, allowed, newcomers)
+            holds = (items == wanted[:, None]).any(1)
+            of = judge.features(histories, items, scores, likely)
+            of[:, :, 0].masked_fill_(items < 0, -torch.inf)
             features.append(of[holds])
-            targets.append((candidates[0] == wanted[:, None]).float().argmax(1)[holds])
+            targets.append((items == wanted[:, None]).float().argmax(1)[holds])
             users.append(start + holds.nonzero()[:, 0].numpy())
     return torch.cat(features), torch.cat(targets), np.concatenate(users)
