@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 POOLS = 10  # parts of the known items that play new ones in turn
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 128, 3e-3, 0.1
 STEPS = 300
-SURE = 2.0  # standard errors of what mixing gains; below, chance may have said so
+SURE = 3.0  # standard errors of what mixing gains; below, chance may have said so
 FOLDS = 4  # of the cases, each judged by a mixer that learned from the others
 USERS_AT_ONCE = 256
 
