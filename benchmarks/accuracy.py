@@ -43,6 +43,7 @@ ABLATIONS = {
         "genrec-no-profile",
         "genrec-no-collaborative",
         "genrec-no-pretraining",
+        "genrec-no-mix",
         "tiger",
     ],
     "amazon-beauty": ["genrec-no-soft", "genrec-no-scores", "tiger"],

@@ -43,6 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "adapter": {"kind": "mlp"},
         "align": {"steps": 200},
         "finetune": {**TRAINING, "epochs": 4, "evals": 4},
+        "mix": {"users": 10_000},
         "evaluate": {"sasrec_epochs": 40},
     },
     "amazon-beauty": {
