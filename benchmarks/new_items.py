@@ -29,7 +29,7 @@ from genrec.config import NewItems
 from genrec.decode import Ranked
 from genrec.metrics import per_user
 from genrec.pipeline import Run
-from genrec.ranking import listed, search_cases
+from genrec.ranking import allowed_items, listed, search_cases
 from genrec.splits import Cases
 
 log = logging.getLogger("benchmarks.accuracy")
@@ -85,10 +85,7 @@ def lists_of(run: Run, cases: Cases) -> dict[str, np.ndarray]:
     for start in range(0, len(cases), AT_ONCE):
         rows = slice(start, start + AT_ONCE)
         histories = cases.histories[rows]
-        allowed = torch.from_numpy(available).repeat(len(histories), 1)
-        if exclude_seen:
-            for row, history in enumerate(histories):
-                allowed[row, torch.from_numpy(history).long()] = False
+        allowed = allowed_items(torch.from_numpy(available), histories, exclude_seen)
         with torch.inference_mode():
             likely = backbone.likely(histories, apart=True)
         found = Ranked(known.items[rows], known.scores[rows])

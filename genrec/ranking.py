@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genrec.adapters.mixer import Mixer, whole_lists
 from genrec.adapters.newcomers import Newcomers
@@ -14,6 +15,16 @@ from genrec.prompts import Prompter
 from genrec.splits import Cases
 
 BATCH_TOKENS = 16_384  # of prompts per forward pass, padding included
+
+
+def allowed_items(available: Tensor, histories: list[np.ndarray], exclude_seen: bool) -> Tensor:
+    """What B lists may hold: available, bool [N], for each history, bool [B, N]; without its own items if so wished."""
+    allowed = available.repeat(len(histories), 1)
+    if exclude_seen:
+        owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+        seen = np.concatenate(histories).astype(np.int64)
+        allowed[torch.from_numpy(owner), torch.from_numpy(seen)] = False
+    return allowed
 
 
 def search_cases(
@@ -55,11 +66,7 @@ def search_cases(
             rows = order[start : start + size]
             start += size
             ids, slots, lengths = collate_prompts([prompts[r] for r in rows], prompter.layout, backbone.device)
-            allowed = open_items.repeat(len(rows), 1)
-            if exclude_seen:
-                owner = np.repeat(np.arange(len(rows)), [len(cases.histories[r]) for r in rows])
-                seen = np.concatenate([cases.histories[r] for r in rows]).astype(np.int64)
-                allowed[torch.from_numpy(owner), torch.from_numpy(seen)] = False
+            allowed = allowed_items(open_items, [cases.histories[r] for r in rows], exclude_seen)
             likely = backbone.likely([cases.histories[r] for r in rows], apart=mixer is not None)
             ranked = beam_search(
                 backbone,

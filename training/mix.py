@@ -19,7 +19,7 @@ from genrec.adapters.newcomers import Newcomers
 from genrec.backbone import Backbone
 from genrec.decode import Ranked
 from genrec.errors import ConfigError
-from genrec.ranking import search_cases
+from genrec.ranking import allowed_items, search_cases
 from genrec.workspace import MIXER, Workspace
 
 log = logging.getLogger(__name__)
@@ -131,10 +131,7 @@ def _lists(space: Workspace, backbone: Backbone, plain: Mixer) -> tuple[Tensor, 
         histories, wanted = cases.histories[rows], torch.from_numpy(cases.targets[rows]).long()
         likely = backbone.likely(histories, apart=True)
         likely = None if likely is None else likely.cpu()
-        allowed = torch.from_numpy(available).repeat(len(histories), 1)
-        if recipe.data.exclude_seen:
-            for row, history in enumerate(histories):
-                allowed[row, torch.from_numpy(history).long()] = False
+        allowed = allowed_items(torch.from_numpy(available), histories, recipe.data.exclude_seen)
         for pool, newcomers in pools:
             hidden = torch.isin(found.items[rows], pool)
             left = Ranked(found.items[rows].masked_fill(hidden, -1), found.scores[rows].masked_fill(hidden, -torch.inf))

@@ -40,14 +40,15 @@ def fit_reranker(space: Workspace, recipe: SystemRecipe, folder: Path, states: P
     recipe, _, system = trained_on(space, recipe, states)
     reranker = Reranker.of_system(recipe, system, 0.0)
     cases = space.chooses
+    backbone = space.tuned_backbone()
     beams = search_cases(
-        space.tuned_backbone(),
+        backbone,
         space.prompter,
         cases,
         available=space.catalogue.available,
         exclude_seen=space.recipe.data.exclude_seen,
         beams=space.recipe.evaluate.beams,
-        mixer=space.mixer,
+        mixer=None if space.mixer is None else space.mixer.to(backbone.device),
     )
     deviations = reranker(cases.histories, beams.items)
     found = {}
