@@ -44,8 +44,8 @@ class Mixer(nn.Module):
         """
         Args:
             parts: of the item scores, by name.
-            keys: modality -> float32 [N, E_m] of unit rows, or 0 where an item lacks it; none: content counts for
-                nothing.
+            keys: modality -> float32 [N, E_m] of unit rows, or 0 where an item lacks it; words may be one, see
+                `genrec.adapters.words`; none: content counts for nothing.
             popularity: int64 [N], training events.
         """
         super().__init__()

@@ -422,7 +422,7 @@ class Run:
                 newcomers=space.newcomers,
                 mixer=space.mixer,
                 reranker=space.reranker,
-                keys=space.content_keys if recipe.new_items.relatives and not recipe.backbone.profile else None,
+                keys=space.exported_keys,
                 intake=Intake(
                     encoders={
                         m: FrozenEncoder(m, getattr(recipe.encode, m), f.fitted, f.values.shape[1:])
@@ -430,6 +430,7 @@ class Run:
                     },
                     quantiser=space.semantic_ids,
                     space=space.key_space,
+                    words=space.words,
                     relatives=recipe.new_items.relatives,
                     lift=recipe.new_items.lift,
                 ),

@@ -19,6 +19,7 @@ from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.profile import KeySpace, Profile
 from genrec.adapters.reranker import Reranker
 from genrec.adapters.sequence import SequenceScores
+from genrec.adapters.words import WORDS, WordSpace
 from genrec.artefacts import MANIFEST, read_manifest
 from genrec.backbone import Backbone
 from genrec.bases import load_base
@@ -169,10 +170,24 @@ class Workspace:
         rows = np.random.default_rng([self.recipe.seed, 1]).permutation(len(valid))[: self.recipe.mix.users]
         return Cases(valid.users[rows], [valid.histories[i] for i in rows], valid.targets[rows])
 
-    @property
+    @cached_property
+    def words(self) -> WordSpace | None:
+        """Of the items' texts, where the mixer may read any."""
+        if not self.recipe.mix.users or not self.recipe.backbone.profile or "text" not in self.features:
+            return None
+        return WordSpace.fit(self.catalogue.texts(), ~self.split.cold)
+
+    @cached_property
     def mixed_keys(self) -> dict[str, torch.Tensor]:
         """What the mixer reads of content: nothing where nothing but the ids may."""
-        return self.content_keys if self.recipe.backbone.profile and self.features else {}
+        keys = dict(self.content_keys) if self.recipe.backbone.profile and self.features else {}
+        return keys if self.words is None else keys | {WORDS: self.words.keys(self.catalogue.texts())}
+
+    @property
+    def exported_keys(self) -> dict[str, torch.Tensor]:
+        """What an export needs of content and has nowhere else; with a profile it has the content keys."""
+        unheld = self.content_keys if self.recipe.new_items.relatives and not self.recipe.backbone.profile else {}
+        return unheld | {name: keys for name, keys in self.mixed_keys.items() if name == WORDS}
 
     @cached_property
     def mixer(self) -> Mixer | None:

@@ -6,7 +6,8 @@ item_scores.safetensors  what a history says of every item: weights, keys, table
 newcomers.safetensors  new items and their nearest relatives; absent where new items are like all others
 mixer.safetensors      what orders the lists; absent where the scores do
 reranker.safetensors   a published system behind the beams; absent without
-keys.safetensors       all items' content keys, where later items need them to find relatives and no profile holds them
+keys.safetensors       all items' word keys, where the mixer reads them, and their content keys, where later items need
+                       them to find relatives and no profile holds them; absent without both
 soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
 adapter.safetensors    the adapter's weights and settings, for new items
 intake/                what items that come later need, see `genrec.serving.intake`; absent: none can come
@@ -44,7 +45,7 @@ from genrec.prompts import Layout, Prompt, Prompter
 from genrec.serving.intake import INTAKE, Intake
 
 log = logging.getLogger(__name__)
-FORMAT = 7
+FORMAT = 8
 MIXER = "mixer.safetensors"
 RERANKER = "reranker.safetensors"
 REFUSED = "refused.txt"  # in a quantised copy that agreed too little with the original: why
@@ -66,7 +67,7 @@ class Export:
     newcomers: Newcomers | None = None  # how new items get into the lists; None: like all others
     mixer: Mixer | None = None  # orders the lists; None: the items' scores do
     reranker: Reranker | None = None  # orders what the beams find; None: their scores do
-    keys: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # modality -> [N, E_m], of the run's items
+    keys: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # modality or WORDS -> [N, E_m], the run's items
     renewed: frozenset[int] = frozenset()  # rows whose soft tokens are not the folder's any more
 
     @property
@@ -176,7 +177,7 @@ class Export:
             reranker = Reranker.load(folder / RERANKER) if result["reranker"] else None
             keys = load_file(folder / "keys.safetensors") if result["keys"] else {}
             if item_scores is not None and (profile := item_scores.profile) is not None:
-                keys = {name: profile.keys(name) for name in profile.names}
+                keys |= {name: profile.keys(name) for name in profile.names}
             mixer = Mixer.load(folder / MIXER, keys, torch.from_numpy(popularity)) if result["mixer"] else None
         except (OSError, TypeError, ValueError, EOFError, KeyError, RuntimeError, SafetensorError) as err:
             raise ArtefactError(
@@ -265,10 +266,10 @@ def write_export(
         adapter_settings: arguments of `genrec.adapters.build_adapter` but K, D and rms (JSON-able).
         tasks: the texts that were trained, by their names in `genrec.config.Mixture`.
         card: the model card in Markdown.
-        mixer: what orders the lists, if not the items' scores; it reads the profile's keys, if any.
+        mixer: what orders the lists, if not the items' scores; it reads the profile's keys, if any, and word keys.
         reranker: what orders the beams' items, if not their scores.
-        keys: modality -> float32 [N, E_m], from `genrec.adapters.profile.KeySpace`, where later items look for
-            relatives and no profile holds them.
+        keys: float32 [N, E_m] by modality, from `genrec.adapters.profile.KeySpace`, where later items look for
+            relatives and no profile holds them; and by `WORDS`, where the mixer reads words.
         intake: what items that come later need; None: none can come.
     """
     model.save_pretrained(folder / "model")

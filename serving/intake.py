@@ -3,6 +3,7 @@
 intake/semantic_ids/         the quantiser, without any item's codes
 intake/MODALITY.safetensors  what a built-in encoder learned; absent for others
 intake/keys.safetensors      the `KeySpace`
+intake/words.safetensors     the `WordSpace`; absent where nothing reads words
 intake/settings.json         each encoder's settings and shape; relatives that a new item inherits from, lift
 """
 
@@ -15,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from genrec.adapters.profile import KeySpace
+from genrec.adapters.words import WORDS, WordSpace
 from genrec.artefacts import write_json
 from genrec.catalog import Catalogue
 from genrec.config import Encoder
@@ -37,6 +40,7 @@ class Intake:
     space: KeySpace
     relatives: int  # known items that a new one inherits from; 0: it is like all others
     lift: float  # nats, see `genrec.adapters.newcomers`
+    words: WordSpace | None = None
 
     def features(self, items: Catalogue) -> dict[str, Features]:
         """Modality -> features of items.
@@ -56,6 +60,10 @@ class Intake:
         read = {modality: features[modality] for modality in self.quantiser.space.means}
         return replace(self.quantiser, codes=taken).extend(read).codes[len(taken) :]
 
+    def word_keys(self, items: Catalogue) -> dict[str, Tensor]:
+        """What a mixer reads of M items beside their content keys: float32 [M, E] by name, where it reads words."""
+        return {} if self.words is None else {WORDS: self.words.keys(items.texts())}
+
     def save(self, folder: Path) -> None:
         """Write all of it into a new folder."""
         replace(self.quantiser, codes=self.quantiser.codes[:0]).save(folder / "semantic_ids")
@@ -64,6 +72,8 @@ class Intake:
                 save_file(encoder.fitted, folder / f"{modality}.safetensors")
         arrays = {name: np.ascontiguousarray(of) for name, of in self.space.arrays.items()}
         save_file(arrays, folder / "keys.safetensors")
+        if self.words is not None:
+            save_file({"idf": self.words.idf}, folder / "words.safetensors")
         settings = {
             "encoders": {
                 modality: {"settings": json.loads(of.settings.model_dump_json()), "shape": list(of.shape)}
@@ -91,6 +101,8 @@ class Intake:
                 shape = (int(of["shape"][0]), int(of["shape"][1]))
                 encoders[modality] = FrozenEncoder(modality, Encoder.model_validate(of["settings"]), fitted, shape)
             space = KeySpace(load_file(folder / "keys.safetensors"))
-            return cls(encoders, quantiser, space, int(settings["relatives"]), float(settings["lift"]))
+            file = folder / "words.safetensors"
+            words = WordSpace(load_file(file)["idf"]) if file.is_file() else None
+            return cls(encoders, quantiser, space, int(settings["relatives"]), float(settings["lift"]), words)
         except (OSError, ValueError, KeyError, SafetensorError) as err:
             raise ArtefactError(f"{folder}: missing or broken ({err}); export the run again") from err

@@ -80,7 +80,8 @@ def with_items(
     popularity = np.concatenate([export.popularity, np.zeros(after - before, export.popularity.dtype)])
     keys, scores, mixer = intake.space.keys(features), export.item_scores, export.mixer
     if mixer is not None:
-        read = {name: _put(mixer.keys(name).cpu(), rows, keys[name]) for name in mixer.modalities}
+        theirs = keys | intake.word_keys(items)
+        read = {name: _put(mixer.keys(name).cpu(), rows, theirs[name]) for name in mixer.modalities}
         mixer = mixer.with_items(read, torch.from_numpy(popularity))
     if scores is not None:
         profile = scores.profile

@@ -23,6 +23,7 @@ from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.profile import KeySpace, Profile
 from genrec.adapters.self_attention import Network
 from genrec.adapters.sequence import HEADS, SequenceScores
+from genrec.adapters.words import WORDS, WordSpace
 from genrec.artefacts import run_stage
 from genrec.catalog import Catalogue
 from genrec.config import Encoder
@@ -58,6 +59,7 @@ class Parts:
     ids: SemanticIds
     space: KeySpace
     keys: dict[str, torch.Tensor]  # of the run's items
+    words: WordSpace
     base: tuple[Any, Any, Any]
     adapter: torch.nn.Module
     weights: dict[str, torch.Tensor]  # of the item scores
@@ -94,8 +96,9 @@ def make_parts(folder: Path, *, profile: bool = True, n_items: int = 40, seed: i
     inputs = torch.cat([*keys.values()], 1) if profile else None
     network = Network(n_items, 5, width=8, layers=1, heads=HEADS, dropout=0.0, features=inputs)
     return Parts(
-        catalogue, features, unseen, log, popularity, ids, space, keys, make_base("qwen3", catalogue.texts()), adapter,
-        scores.state_dict(), SequenceScores(network, 0.5).tensors(), torch.randn(SOFT_PROMPT, WIDTH) * 0.1,
+        catalogue, features, unseen, log, popularity, ids, space, keys, WordSpace.fit(catalogue.texts(), ~unseen),
+        make_base("qwen3", catalogue.texts()), adapter, scores.state_dict(), SequenceScores(network, 0.5).tensors(),
+        torch.randn(SOFT_PROMPT, WIDTH) * 0.1,
     )  # fmt: skip
 
 
@@ -115,7 +118,8 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
     scores = _scores(profile, parts.log, n_items)
     scores.load_state_dict(parts.weights)
     scores.sequence = SequenceScores.of_tensors(parts.sequence)
-    mixer = Mixer(scores.names, {} if profile is None else keys, torch.from_numpy(parts.popularity))
+    words = None if profile is None else {WORDS: parts.words.keys(parts.catalogue.texts())}
+    mixer = Mixer(scores.names, {} if words is None else keys | words, torch.from_numpy(parts.popularity))
     weights = torch.randn(mixer.plain.weight.shape, generator=torch.Generator().manual_seed(8))
     mixer.plain.weight.data += 0.3 * weights
     tokenizer, layout, model = parts.base
@@ -129,6 +133,7 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
         space=parts.space,
         relatives=RELATIVES,
         lift=LIFT,
+        words=None if words is None else parts.words,
     )
     with torch.inference_mode():
         soft = parts.adapter(
@@ -150,7 +155,7 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
             item_scores=scores,
             newcomers=Newcomers.nearest(near, torch.from_numpy(~parts.unseen), RELATIVES, LIFT),
             mixer=mixer,
-            keys=None if profile else keys,
+            keys=keys if words is None else words,
             intake=intake,
             adapter_state=parts.adapter.state_dict(),
             adapter_settings={**ADAPTER, "dims": {m: of.values.shape[2] for m, of in parts.features.items()}},

@@ -71,8 +71,9 @@ def test_the_tables_follow_from_what_is_kept() -> None:
             np.testing.assert_allclose(shown(text, "genrec"), found, atol=5.1e-5)
         elif "items held out" in heading:
             hits = [kept.get(f"new-items/{name}/{seed}") for seed in kept.below(f"new-items/{name}")]
-            found = [np.mean([of[f"{part}/{new_items.RIVAL}"].mean() for of in hits]) for part in ("new", "warm")]
-            np.testing.assert_allclose(shown(text, new_items.RIVAL), found, atol=5.1e-5)
+            for row in (new_items.PLAIN, new_items.RIVALS[1]):
+                found = [np.mean([of[f"{part}/{row}"].mean() for of in hits]) for part in ("new", "warm")]
+                np.testing.assert_allclose(shown(text, row), found, atol=5.1e-5)
         else:
             continue
         checked += 1
@@ -94,13 +95,15 @@ def test_what_is_kept_grows_part_by_part(tmp_path: Path) -> None:
     assert [line.split(" | ")[0] for line in again.runs().splitlines()[2:]] == [f"| lists/a/{n}" for n in (0, 10, 2)]
 
 
-def test_new_items_are_judged_by_the_default_lift() -> None:
+def test_new_items_are_judged_by_the_default_lift_beside_the_best_rival() -> None:
     judged = new_items.name_of(NewItems().lift)
     assert judged in map(new_items.name_of, new_items.LIFTS)
-    new = {judged: np.array([1.0, 0, 1, 0]), new_items.RIVAL: np.array([0.0, 0, 1, 0]), new_items.PLAIN: np.zeros(4)}
-    warm = {judged: np.array([1.0, 1, 0, 0]), new_items.RIVAL: np.zeros(4), new_items.PLAIN: np.array([1.0, 1, 1, 0])}
+    worse, best, worst = new_items.RIVALS
+    new = {judged: np.array([1.0, 0, 1, 0]), best: np.array([0.0, 0, 1, 0]), worse: np.zeros(4), worst: np.zeros(4)}
+    warm = {judged: np.array([1.0, 1, 0, 0]), new_items.PLAIN: np.array([1.0, 1, 1, 0])}
     gain, ratio, loss = new_items.checks_of("amazon-scientific", [new_items.NewItemsSeed(new, warm)])
     assert gain.value == 0.25
+    assert best in gain.check
     assert (ratio.value, ratio.holds) == (2.0, True)
     assert loss.value == pytest.approx(1 / 3)
     assert not loss.holds

@@ -9,17 +9,17 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.preprocessing import normalize
 
 from genrec.catalog import Catalogue
 from genrec.config import Encoder
 from genrec.encoders.features import Features
+from genrec.encoders.hashed_words import BUCKETS, count_words, weigh_words
 
 log = logging.getLogger(__name__)
-_BUCKETS = 2**18  # of the hash; 12,000 items with 20 words each collide on a few per cent of their pairs
+_LONGEST = 2  # words of a run that counts like a word
 
 
 def encode_text_builtin(catalogue: Catalogue, settings: Encoder, cache_dir: Path) -> Features:
@@ -27,9 +27,9 @@ def encode_text_builtin(catalogue: Catalogue, settings: Encoder, cache_dir: Path
 
     Items without a word are absent. Nothing is cached: the fit needs all items and takes seconds.
     """
-    counts = _count(catalogue.texts())
+    counts = count_words(catalogue.texts(), _LONGEST)
     present = np.diff(counts.indptr) > 0
-    in_items = np.bincount(counts.indices, minlength=_BUCKETS)
+    in_items = np.bincount(counts.indices, minlength=BUCKETS)
     shared = in_items > 1  # what only one item says tells nothing about which items are alike
     buckets = np.flatnonzero(shared if shared.sum() > 1 else in_items > 0)
     tfidf = TfidfTransformer(sublinear_tf=True)
@@ -56,16 +56,7 @@ def encode_text_fitted(texts: list[str], fitted: dict[str, np.ndarray]) -> Featu
 
     A text whose words that catalogue did not share has a vector of zeros, as there.
     """
-    counts = _count(texts)
-    weights = counts[:, fitted["buckets"]].astype(np.float64)
-    weights.data = (np.log(weights.data) + 1) * fitted["idf"][weights.indices]
-    weights = normalize(weights)
+    counts = count_words(texts, _LONGEST)
+    weights = normalize(weigh_words(counts[:, fitted["buckets"]], fitted["idf"]))
     values = weights @ fitted["axes"].T if "axes" in fitted else weights.toarray()
     return Features(normalize(values).astype(np.float32)[:, None], np.diff(counts.indptr) > 0)
-
-
-def _count(texts: list[str]) -> sparse.csr_matrix:
-    """Words and word pairs per text, [N, _BUCKETS]."""
-    return HashingVectorizer(
-        n_features=_BUCKETS, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", alternate_sign=False, norm=None
-    ).transform(texts)
