@@ -10,6 +10,7 @@ chosen by the users that are reported.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from benchmarks.kept import Kept
 from benchmarks.real import recipe_of
 from benchmarks.results import Check, over_seeds
-from genrec.adapters.mixer import whole_lists
+from genrec.adapters.mixer import Mixer, whole_lists
 from genrec.adapters.newcomers import Newcomers
 from genrec.adapters.profile import content_keys
 from genrec.adapters.words import WORDS
@@ -33,14 +34,15 @@ from genrec.metrics import per_user
 from genrec.pipeline import Run
 from genrec.ranking import allowed_items, listed, search_cases
 from genrec.splits import Cases
+from genrec.training.mix import cross_fitted
 
 log = logging.getLogger("benchmarks.accuracy")
 USERS = {"amazon-scientific": None, "movielens-1m-posters": 3000}  # of a set; None: all
-MIXED_USERS = {"amazon-scientific": 4000, "movielens-1m-posters": 1000}
+ALL = 10**9  # users that mixers learn from, or are judged by
 RELATIVES = 20
 NEVER = -40.0  # a lift with which no new item comes up
 JUDGED = NewItems().lift
-LIFTS = (NEVER, -0.5, 0.0, JUDGED, 0.5, 1.0)
+LIFTS = (NEVER, -0.5, 0.0, 0.25, JUDGED, 0.5, 1.0)
 INHERITED = (0.0, 0.5)  # lifts without the mixer
 PRICE = 0.02  # of known items' recall
 RIVALS = ("contentknn, features", "contentknn, words", "contentknn, both")
@@ -53,7 +55,7 @@ class NewItemsSeed:
     """What one training did: list -> recall@10 per user, float64 [U], for users of each kind."""
 
     new: dict[str, np.ndarray]  # users whose next item is new
-    warm: dict[str, np.ndarray]  # users whose next item is known, unseen by any choice
+    warm: dict[str, np.ndarray]  # users whose next item is known: by the mixer that did not learn from them
 
 
 def name_of(lift: float, mixed: bool = True) -> str:
@@ -61,16 +63,15 @@ def name_of(lift: float, mixed: bool = True) -> str:
     return ("mixed, " if mixed else "inherited, ") + ("nothing new" if lift == NEVER else f"lift {lift:g}")
 
 
-def parts_of(run: Run) -> dict[str, Cases]:
-    """Users whose next item is new; and those whose next item is known, whom neither the mixer nor any choice saw."""
-    space, valid = run.space, run.space.split.valid
-    rows = np.flatnonzero(~np.isin(valid.users, np.concatenate([space.mixes.users, space.chooses.users])))
-    others = Cases(valid.users[rows], [valid.histories[i] for i in rows], valid.targets[rows])
-    return {"new": space.split.test, "warm": others}
+def lists_of(run: Run, cases: Cases, mixers: list[Mixer], mixed_by: np.ndarray) -> dict[str, np.ndarray]:
+    """Name of a list -> int32 [U, 50].
 
-
-def lists_of(run: Run, cases: Cases) -> dict[str, np.ndarray]:
-    """Name of a list -> int32 [U, 50]."""
+    Args:
+        run: of a set.
+        cases: users.
+        mixers: all that there are.
+        mixed_by: int64 [U], which of them orders each user's lists.
+    """
     space, recipe = run.space, run.recipe
     available, exclude_seen = space.catalogue.available, recipe.data.exclude_seen
     backbone = space.tuned_backbone()
@@ -81,25 +82,28 @@ def lists_of(run: Run, cases: Cases) -> dict[str, np.ndarray]:
             beams=recipe.evaluate.beams,
         )  # fmt: skip
 
-    lists = {PLAIN: [listed(search(available))]}
+    lists = {PLAIN: listed(search(available))}
     known, newcomers = search(available & ~space.split.cold), space.newcomers
     assert newcomers is not None
-    wanted = [(lift, mixer) for mixer, lifts in ((space.mixer, LIFTS), (None, INHERITED)) for lift in lifts]
-    for start in range(0, len(cases), AT_ONCE):
-        rows = slice(start, start + AT_ONCE)
-        histories = cases.histories[rows]
+    for mixer, start in itertools.product(range(len(mixers)), range(0, len(cases), AT_ONCE)):
+        rows = np.flatnonzero(mixed_by == mixer)[start : start + AT_ONCE]
+        histories = [cases.histories[row] for row in rows]
         allowed = allowed_items(torch.from_numpy(available), histories, exclude_seen)
         with torch.inference_mode():
             likely = backbone.likely(histories, apart=True)
         found = Ranked(known.items[rows], known.scores[rows])
-        for lift, mixer in wanted:
+        wanted = [(lift, mixers[mixer]) for lift in LIFTS] + [(lift, None) for lift in INHERITED]
+        for lift, orders in wanted if len(rows) else ():
             joining = Newcomers(newcomers.rows, newcomers.relatives, newcomers.weights, torch.tensor(lift))
-            list_ = whole_lists(
-                histories, found, None if likely is None else likely.cpu(), allowed, joining, mixer,
-                recipe.evaluate.beams,
+            list_ = listed(
+                whole_lists(
+                    histories, found, None if likely is None else likely.cpu(), allowed, joining, orders,
+                    recipe.evaluate.beams,
+                )
             )  # fmt: skip
-            lists.setdefault(name_of(lift, mixer is not None), []).append(listed(list_))
-    return {name: np.concatenate(of) for name, of in lists.items()}
+            name = name_of(lift, orders is not None)
+            lists.setdefault(name, np.full((len(cases), list_.shape[1]), -1, list_.dtype))[rows] = list_
+    return lists
 
 
 def measure(name: str, seed: int, runs: Path) -> tuple[dict[str, np.ndarray], float]:
@@ -110,14 +114,19 @@ def measure(name: str, seed: int, runs: Path) -> tuple[dict[str, np.ndarray], fl
     data = {"split": "cold_items", "max_users": USERS[name]}
     recipe = recipe_of(
         name, name=f"{name}-new-{seed}", seed=seed, data=data, evaluate={"baselines": []},
-        mix={"users": MIXED_USERS[name]}, new_items={"relatives": RELATIVES},
+        mix={"users": ALL}, new_items={"relatives": RELATIVES},
     )  # fmt: skip
     run = Run.create(recipe, runs)
-    run.through_training()
+    for stage in (run.prepare, run.encode, run.base, run.semantic_ids, run.align, run.finetune, run.sequence):
+        stage()  # no mixer of all users: here they are judged by those of the others
     space, exclude_seen = run.space, recipe.data.exclude_seen
 
     def build(out: Path) -> None:
-        parts = parts_of(run)
+        mixed = cross_fitted(space)
+        unseen = np.flatnonzero(~np.isin(space.mixes.users, space.chooses.users))  # neither mixer nor choice saw them
+        mixes, test = space.mixes, space.split.test
+        warm = Cases(mixes.users[unseen], [mixes.histories[row] for row in unseen], mixes.targets[unseen])
+        parts = {"new": (test, np.arange(len(test)) % len(mixed.mixers)), "warm": (warm, mixed.part[unseen])}
         found: dict[str, np.ndarray] = {}
         content = [of.numpy() for of in content_keys(space.features, ~space.split.cold, FEATURES).values()]
         words = [space.mixed_keys[WORDS].numpy()]
@@ -125,18 +134,18 @@ def measure(name: str, seed: int, runs: Path) -> tuple[dict[str, np.ndarray], fl
         for rival, keys in zip(rivals.values(), (content, words, content + words), strict=True):
             rival.fit(keys)
             rival.tune(space.chooses, exclude_seen)
-        for part, cases in parts.items():
+        for part, (cases, mixed_by) in parts.items():
             tops = {
                 name: rank(rival, cases.histories, exclude_seen=exclude_seen, allowed=space.catalogue.available)
                 for name, rival in rivals.items()
             }
-            for list_, items in (tops | lists_of(run, cases)).items():
+            for list_, items in (tops | lists_of(run, cases, mixed.mixers, mixed_by)).items():
                 found[f"{part}/{list_}"] = recall = per_user(items, cases.targets)["recall@10"]
                 log.info("%s seed %d, %s, %s users: recall@10 %.4f", name, seed, list_, part, recall.mean())
         np.savez_compressed(out / "recall.npz", **found)  # type: ignore[arg-type]
 
     settings = {"lifts": LIFTS, "inherited": INHERITED}
-    folder = run_stage(run.folder, "new_items", settings, run.tuned_keys(), build)
+    folder = run_stage(run.folder, "new_items", settings, run.scoring_keys(), build)
     with np.load(folder / "recall.npz") as stored:
         hits = {key: stored[key].astype(bool) for key in stored.files}
     return hits, sum(read_manifest(path.parent)["seconds"] for path in run.folder.rglob("manifest.json"))

@@ -204,7 +204,7 @@ class NewItems(Settings):
     relatives: int = Field(
         0, ge=0, description="known items, nearest in content, that a new one inherits from (0: none)"
     )
-    lift: float = Field(0.25, description="nats on top of what a new item inherits: more shows more of them")
+    lift: float = Field(0.35, description="nats on top of what a new item inherits: more shows more of them")
 
 
 class Finetune(Settings):

@@ -325,7 +325,7 @@ class Run:
         settings |= {"exclude_seen": recipe.data.exclude_seen, "beams": recipe.evaluate.beams}
         inputs = {
             **self._feature_keys(),
-            **self._scoring_keys(),
+            **self.scoring_keys(),
             "catalog": key_at(self.shared / "catalog"),
             "interactions": key_at(self.shared / "interactions"),
         }
@@ -356,9 +356,10 @@ class Run:
 
     def tuned_keys(self) -> dict[str, str]:
         """Of the stages that the tuned generator and its lists consist of."""
-        return self._scoring_keys() | ({"mix": key_at(self.folder / "mix")} if self.recipe.mix.users else {})
+        return self.scoring_keys() | ({"mix": key_at(self.folder / "mix")} if self.recipe.mix.users else {})
 
-    def _scoring_keys(self) -> dict[str, str]:
+    def scoring_keys(self) -> dict[str, str]:
+        """The same without the mixer."""
         stages = ("lora", "sequence") if self.recipe.sequence.epochs else ("lora",)
         return {stage: key_at(self.folder / stage) for stage in stages}
 

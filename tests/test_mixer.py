@@ -137,7 +137,7 @@ def test_lists_stay_plain_where_there_is_nothing_to_learn(trained, monkeypatch, 
     assert scores is not None
     width = NUMBERS + len(scores.names) + COSINES * len(space.mixed_keys)
     features = torch.nn.functional.pad(features, (0, width - features.shape[2]))
-    monkeypatch.setattr(mix, "_lists", lambda *_: (features, targets, np.arange(400)))
+    monkeypatch.setattr(mix, "_lists", lambda *_: (features, targets, np.arange(400) % len(space.mixes)))
     result = mix.fit_mixer(space, tmp_path)
     mixer = Mixer.load(tmp_path / "mixer.safetensors", space.mixed_keys, torch.from_numpy(space.popularity))
     assert (result["gain"] > 3 * result["error"]) == learns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,32 @@ FOLDS = 4  # of the cases, each judged by a mixer that learned from the others
 USERS_AT_ONCE = 256
 
 
+@dataclass(frozen=True)
+class CrossFit:
+    """Mixers of parts of the cases, each taught by the other parts: what mixing is worth on cases that it did not see.
+
+    Attributes:
+        plain: orders lists as they are.
+        features: of the lists that hold their target, [M, C, F] with a score of -inf where a list has ended.
+        targets: int64 [M], the target's place.
+        part: int64 [len(space.mixes)], the part that each case is of.
+        mixers: by part; `plain` for all where mixing does not pay.
+        result: of the stage, see `fit_mixer`.
+    """
+
+    plain: Mixer
+    features: Tensor
+    targets: Tensor
+    part: np.ndarray
+    mixers: list[Mixer]
+    result: dict[str, Any]
+
+    @property
+    def pays(self) -> bool:
+        """Whether mixing gains more than chance would have it."""
+        return bool(self.result["gain"] > SURE * self.result["error"])
+
+
 def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
     """Train it and write mixer.safetensors into a stage's folder.
 
@@ -46,34 +73,43 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: too few lists hold their target.
     """
+    found = cross_fitted(space)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(space.recipe.seed)
+        mixer = _fitted(copy.deepcopy(found.plain), found.features, found.targets) if found.pays else found.plain
+    mixer.save(folder / MIXER)
+    return found.result
+
+
+def cross_fitted(space: Workspace) -> CrossFit:
+    """Part the cases of ``space.mixes`` and teach a mixer for each part; arguments and errors as for `fit_mixer`."""
     backbone = space.tuned_backbone()
     parts = [] if backbone.item_scores is None else backbone.item_scores.names
     plain = Mixer(parts, space.mixed_keys, torch.from_numpy(space.popularity))
     features, targets, cases = _lists(space, backbone, plain)
-    found = np.unique(cases)
-    if len(found) < FOLDS:
+    of_case = np.random.default_rng(space.recipe.seed).permutation(len(space.mixes)) % FOLDS
+    part = torch.from_numpy(of_case[cases])  # by case: one stands in several lists
+    if len(part.unique()) < FOLDS:
         raise ConfigError(
-            f"mix.users: {len(found)} of {len(space.mixes)} lists hold their next item, too few to learn from; "
-            "set it to 0"
+            f"mix.users: {len(np.unique(cases))} of {len(space.mixes)} lists hold their next item, too few to learn "
+            "from; set it to 0"
         )
-    # by case: one stands in several lists
-    fold = torch.from_numpy(np.random.default_rng(space.recipe.seed).permutation(len(found)) % FOLDS)
-    fold = fold[torch.from_numpy(np.searchsorted(found, cases))]
+    mixed, mixers = torch.zeros(len(targets)), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(space.recipe.seed)
-        mixed = torch.zeros(len(targets))
-        for part in range(FOLDS):
-            others = _fitted(copy.deepcopy(plain), features[fold != part], targets[fold != part])
-            mixed[fold == part] = _ndcg(others, features[fold == part], targets[fold == part])
-        before = _ndcg(plain, features, targets)
-        of_case = np.searchsorted(found, cases)
-        gains = np.bincount(of_case, (mixed - before).numpy()) / np.bincount(of_case)
-        gain, error = float(gains.mean()), float(stats.sem(gains))
-        mixer = _fitted(plain, features, targets) if gain > SURE * error else plain
-    mixer.save(folder / MIXER)
+        for one in range(FOLDS):
+            mixers.append(_fitted(copy.deepcopy(plain), features[part != one], targets[part != one]))
+            mixed[part == one] = _ndcg(mixers[-1], features[part == one], targets[part == one])
+    before = _ndcg(plain, features, targets)
+    lists = np.bincount(cases)
+    gains = np.bincount(cases, (mixed - before).numpy())[lists > 0] / lists[lists > 0]
     scores = {"plain": float(before.mean()), "mixed": float(mixed.mean())}
-    log.info("mixer: %d lists, %s, gain %.4f, standard error %.4f", len(targets), scores, gain, error)
-    return {"lists": len(targets), "ndcg@10": scores, "gain": gain, "error": error}
+    result = {
+        "lists": len(targets), "ndcg@10": scores, "gain": float(gains.mean()), "error": float(stats.sem(gains)),
+    }  # fmt: skip
+    log.info("mixer: %s", result)
+    found = CrossFit(plain, features, targets, of_case, mixers, result)
+    return found if found.pays else replace(found, mixers=[plain] * FOLDS)
 
 
 def _fitted(mixer: Mixer, features: Tensor, targets: Tensor) -> Mixer:
