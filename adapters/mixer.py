@@ -1,10 +1,11 @@
 """The mixer: one order for a list, from all that is known of its items.
 
-A beam's score says what the generator thinks of an item and nothing of how near its content is to one thing that the
-user took, how often it is taken at all, or whether it is new. Those who know different things are best weighed by
-someone who has seen how often each was right: here a small network over a few numbers per item, which learned from
-lists whose next item is known (stacking: Wolpert 1992, "Stacked generalization"). In learning, some known items played
-new ones, so it knows what an inherited score is worth, and new items compete with known ones on equal terms.
+A beam's score says what the generator thinks of an item and nothing of how near its content or its words are to one
+thing that the user took, how often it is taken at all, or whether it is new. Those who know different things are best
+weighed by someone who has seen how often each was right: here a small network over a few numbers per item, which
+learned from lists whose next item is known (stacking: Wolpert 1992, "Stacked generalization"). In learning, some known
+items played new ones, so it knows what an inherited score is worth, and new items compete with known ones on equal
+terms.
 """
 
 from __future__ import annotations
