@@ -10,7 +10,6 @@ chosen by the users that are reported.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,24 +84,25 @@ def lists_of(run: Run, cases: Cases, mixers: list[Mixer], mixed_by: np.ndarray) 
     lists = {PLAIN: listed(search(available))}
     known, newcomers = search(available & ~space.split.cold), space.newcomers
     assert newcomers is not None
-    for mixer, start in itertools.product(range(len(mixers)), range(0, len(cases), AT_ONCE)):
-        rows = np.flatnonzero(mixed_by == mixer)[start : start + AT_ONCE]
-        histories = [cases.histories[row] for row in rows]
-        allowed = allowed_items(torch.from_numpy(available), histories, exclude_seen)
-        with torch.inference_mode():
-            likely = backbone.likely(histories, apart=True)
-        found = Ranked(known.items[rows], known.scores[rows])
-        wanted = [(lift, mixers[mixer]) for lift in LIFTS] + [(lift, None) for lift in INHERITED]
-        for lift, orders in wanted if len(rows) else ():
-            joining = Newcomers(newcomers.rows, newcomers.relatives, newcomers.weights, torch.tensor(lift))
-            list_ = listed(
-                whole_lists(
-                    histories, found, None if likely is None else likely.cpu(), allowed, joining, orders,
-                    recipe.evaluate.beams,
-                )
-            )  # fmt: skip
-            name = name_of(lift, orders is not None)
-            lists.setdefault(name, np.full((len(cases), list_.shape[1]), -1, list_.dtype))[rows] = list_
+    for one, mixer in enumerate(mixers):
+        theirs = np.flatnonzero(mixed_by == one)
+        for rows in np.split(theirs, range(AT_ONCE, len(theirs), AT_ONCE)):
+            histories = [cases.histories[row] for row in rows]
+            allowed = allowed_items(torch.from_numpy(available), histories, exclude_seen)
+            with torch.inference_mode():
+                likely = backbone.likely(histories, apart=True)
+            found = Ranked(known.items[rows], known.scores[rows])
+            wanted = [(lift, mixer) for lift in LIFTS] + [(lift, None) for lift in INHERITED]
+            for lift, orders in wanted:
+                joining = Newcomers(newcomers.rows, newcomers.relatives, newcomers.weights, torch.tensor(lift))
+                list_ = listed(
+                    whole_lists(
+                        histories, found, None if likely is None else likely.cpu(), allowed, joining, orders,
+                        recipe.evaluate.beams,
+                    )
+                )  # fmt: skip
+                name = name_of(lift, orders is not None)
+                lists.setdefault(name, np.full((len(cases), list_.shape[1]), -1, list_.dtype))[rows] = list_
     return lists
 
 
