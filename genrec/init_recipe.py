@@ -37,6 +37,7 @@ _TIME = "timestamp time ts datetime date tdat eventtime createdat unixreviewtime
 _CLOCK = 1e8  # seconds; smaller numbers are running numbers, not times
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$", re.IGNORECASE)
 _SAMPLE = 20_000
+MIXABLE, MIXED = 1_000, 10_000  # users: from fewer a mixer learns nothing sure, beyond more nothing new
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,11 @@ def _render(
         f"  pack_tokens: {pack}  # the longest prompt: {row} tokens, {history} x ({levels} ids + 1 soft)",
         f"  batch_rows: {rows}  # {rows * pack} tokens per step: {where}",
     ]
+    if facts.n_users >= MIXABLE:
+        lines += [
+            "mix:",
+            f"  users: {MIXED}  # validation users at most; they teach a small network to order the lists",
+        ]
     return "\n".join(lines) + "\n"
 
 

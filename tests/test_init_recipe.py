@@ -113,6 +113,10 @@ def test_sizes_follow_data_and_machine(tmp_path, monkeypatch):
     assert fast.data.max_history == 200
     assert fast.finetune.epochs < large.finetune.epochs
     assert fast.finetune.pack_tokens >= 200 * 4
+    assert large.mix.users == small.mix.users == 0
+    crowd = [{"user_id": u, "item_id": (u * t) % 50, "timestamp": t} for u in range(1_000) for t in range(5)]
+    fifty = write_jsonl(tmp_path / "fifty.jsonl", many[:50])
+    assert resolve(propose_recipe(fifty, write_csv(tmp_path / "crowd.csv", crowd))).mix.users == init_recipe.MIXED
     assert fast.finetune.batch_rows * fast.finetune.pack_tokens > large.finetune.batch_rows * large.finetune.pack_tokens
 
 
