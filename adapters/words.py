@@ -44,8 +44,7 @@ class WordSpace:
 
     def keys(self, texts: Sequence[str]) -> Tensor:
         """Any N texts -> float32 [N, WIDTH] of unit rows; zeros where a text has no word that was fitted."""
-        bucket = np.arange(BUCKETS)
-        signs, columns = 1.0 - 2 * (bucket // WIDTH % 2), bucket % WIDTH
-        fold = sparse.csr_matrix((signs, (bucket, columns)), (BUCKETS, WIDTH))
-        values = normalize((weigh_words(count_words(texts, longest=1), self.idf) @ fold).toarray())
-        return torch.from_numpy(values.astype(np.float32))
+        words = weigh_words(count_words(texts, longest=1), self.idf)
+        signs, columns = 1 - 2 * (words.indices // WIDTH % 2), words.indices % WIDTH
+        folded = sparse.csr_matrix((words.data * signs, columns, words.indptr), (len(texts), WIDTH))
+        return torch.from_numpy(normalize(folded.toarray()).astype(np.float32))  # toarray adds what shares a column

@@ -130,14 +130,14 @@ def measure(name: str, seed: int, runs: Path) -> tuple[dict[str, np.ndarray], fl
         found: dict[str, np.ndarray] = {}
         content = [of.numpy() for of in content_keys(space.features, ~space.split.cold, FEATURES).values()]
         words = [space.mixed_keys[WORDS].numpy()]
-        rivals = {name: ContentKNN() for name in RIVALS}
+        rivals = {list_: ContentKNN() for list_ in RIVALS}
         for rival, keys in zip(rivals.values(), (content, words, content + words), strict=True):
             rival.fit(keys)
             rival.tune(space.chooses, exclude_seen)
         for part, (cases, mixed_by) in parts.items():
             tops = {
-                name: rank(rival, cases.histories, exclude_seen=exclude_seen, allowed=space.catalogue.available)
-                for name, rival in rivals.items()
+                list_: rank(rival, cases.histories, exclude_seen=exclude_seen, allowed=space.catalogue.available)
+                for list_, rival in rivals.items()
             }
             for list_, items in (tops | lists_of(run, cases, mixed.mixers, mixed_by)).items():
                 found[f"{part}/{list_}"] = recall = per_user(items, cases.targets)["recall@10"]

@@ -76,7 +76,7 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
     found = cross_fitted(space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(space.recipe.seed)
-        mixer = _fitted(copy.deepcopy(found.plain), found.features, found.targets) if found.pays else found.plain
+        mixer = _fitted(found.plain, found.features, found.targets) if found.pays else found.plain
     mixer.save(folder / MIXER)
     return found.result
 
