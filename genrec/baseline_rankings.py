@@ -14,13 +14,15 @@ from genrec.pipeline import Run
 FEATURES = 128  # values per modality that contentknn and sasrec-features read
 
 
-def rank_baseline(run: Run, name: str) -> Path:
+def rank_baseline(run: Run, name: str, sasrec: dict[str, Any] | None = None) -> Path:
     """The folder with one baseline's top 50 for every test case, int32 [n, 50], in top.npy; its manifest says what
     validation chose.
 
     Args:
         run: prepared, and encoded where `name` reads features.
         name: one of `genrec.config.Evaluate.baselines`.
+        sasrec: the settings named in `genrec.sasrec.GRID`, from a search on another seed of the same data; they are
+            taken, and nothing is searched.
     """
     space, recipe = run.space, run.recipe
     settings: dict[str, Any] = {"exclude_seen": recipe.data.exclude_seen}
@@ -29,14 +31,14 @@ def rank_baseline(run: Run, name: str) -> Path:
         settings |= {
             "seed": recipe.seed,
             "epochs": recipe.evaluate.sasrec_epochs,
-            "search": recipe.evaluate.sasrec_search,
+            "search": sasrec or recipe.evaluate.sasrec_search,
             "max_history": recipe.data.max_history,
         }
     if name in ("contentknn", "sasrec-features"):
         inputs |= {m: key_at(run.shared / "features" / m) for m in space.features}
 
     def build(out: Path) -> dict[str, Any]:
-        ranker, chosen = _fitted(run, name)
+        ranker, chosen = _fitted(run, name, sasrec)
         seen = recipe.data.exclude_seen
         top = rank(ranker, space.split.test.histories, exclude_seen=seen, allowed=space.catalogue.available)
         np.save(out / "top.npy", top)
@@ -45,7 +47,7 @@ def rank_baseline(run: Run, name: str) -> Path:
     return run_stage(run.folder, f"baselines/{name}", settings, inputs, build, run.force)
 
 
-def _fitted(run: Run, name: str) -> tuple[Any, dict[str, Any]]:
+def _fitted(run: Run, name: str, sasrec: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
     """The ranker and what validation chose for it."""
     space, recipe = run.space, run.recipe
     split, n_items, seen = space.split, len(space.catalogue.item_ids), recipe.data.exclude_seen
@@ -71,6 +73,8 @@ def _fitted(run: Run, name: str) -> tuple[Any, dict[str, Any]]:
         max_history=recipe.data.max_history,
         features=None if keys is None else torch.cat(keys, 1),
         device="cuda" if torch.cuda.is_available() else "cpu",
+        **(sasrec or {}),
     )
-    chosen = ranker.fit(split.train, n_items, split.valid, exclude_seen=seen, search=recipe.evaluate.sasrec_search)
+    search = recipe.evaluate.sasrec_search and not sasrec
+    chosen = ranker.fit(split.train, n_items, split.valid, exclude_seen=seen, search=search)
     return ranker, chosen

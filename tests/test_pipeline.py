@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from genrec.artefacts import MANIFEST, key_of, read_manifest, write_json
+from genrec.baseline_rankings import rank_baseline
 from genrec.cli import app
 from genrec.config import resolve_recipe
 from genrec.errors import ArtefactError
@@ -130,6 +131,16 @@ def test_one_setting_runs_only_what_depends_on_it(whole, tmp_path, monkeypatch, 
     sections = {**sections, "evaluate": {**WITH_ABLATIONS, **sections.get("evaluate", {})}}
     logged(Run.create(resolve_recipe(tiny_recipe(**sections)), tmp_path))
     assert started == expected
+
+
+def test_a_sasrec_takes_a_setting_searched_elsewhere(whole, tmp_path):
+    run, _, _ = whole
+    shutil.copytree(run.folder, tmp_path / "tiny")
+    copy = Run.create(resolve_recipe(tiny_recipe(evaluate={"sasrec_search": True, "sasrec_epochs": 1})), tmp_path)
+    setting = {"lr": 0.003, "dropout": 0.1, "width": 16}
+    folder = rank_baseline(copy, "sasrec", setting)
+    assert read_manifest(folder)["result"].items() >= setting.items()
+    assert read_manifest(folder)["key"] != read_manifest(run.folder / "baselines" / "sasrec")["key"]
 
 
 def test_the_variant_without_pretraining_starts_from_random_weights(whole, tmp_path):
