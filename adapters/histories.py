@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Histories = Sequence[np.ndarray] | Sequence[Sequence[int]]
+BLOCK = 32  # events that `faded_sums` compares with one another; earlier ones come in as one sum
 
 
 def side_by_side(histories: Histories, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,9 +47,18 @@ def faded_sums(rows: Tensor, first: Tensor, decay: Tensor) -> Tensor:
     totals = [rows[:0]]
     lengths = first.unique_consecutive(return_counts=True)[1]
     for history in rows.split(lengths.tolist()):  # [T, W]
-        at = torch.arange(len(history), device=rows.device)
-        age = at[:, None] - 1 - at  # of event j before event t
-        totals.append(torch.where(age >= 0, decay ** age.clamp(min=0), 0.0) @ history)
+        past = None  # what the blocks so far add up to before the next one, [1, W]
+        for block in history.split(BLOCK):
+            at = torch.arange(len(block), device=rows.device)
+            age = at[:, None] - 1 - at  # of event j before event t
+            weights = torch.where(age >= 0, decay ** age.clamp(min=0), 0.0)
+            end = decay ** (len(block) - 1 - at)[None] @ block
+            if past is None:
+                totals.append(weights @ block)
+                past = end
+            else:
+                totals.append(torch.addmm(decay ** at[:, None] @ past, weights, block))
+                past = end + decay ** len(block) * past
     return torch.cat(totals)
 
 

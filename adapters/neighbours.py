@@ -149,11 +149,14 @@ class Neighbours(nn.Module):
         return self._score(faded_sums(rows, first, self.learned()["decay"]))
 
     def _rows(self, items: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Columns int64 [H, k] of items int64 [H] and what each adds, float32 [H, k]; `own` bool [H, N + 1]."""
+        """Columns int64 [H, k] of items int64 [H] and what each adds, scaled, float32 [H, k]; `own` bool [H, N + 1]."""
         columns, counts = self.get_buffer("columns")[items], self.get_buffer("counts")[items]
         if own is not None:
             counts = counts - own.gather(1, columns).to(counts.dtype)
-        return columns, counts.clamp(min=0) / (self.get_buffer("norms")[items] + self.learned()["shrinkage"])
+        learned = self.learned()
+        return columns, learned["scale"] * counts.clamp(min=0) / (
+            self.get_buffer("norms")[items] + learned["shrinkage"]
+        )
 
     def _own(self, items: Tensor, first: Tensor) -> Tensor:
         """bool [M, N + 1]: the items that an event's user counts for at that event's row of the table."""
@@ -170,5 +173,4 @@ class Neighbours(nn.Module):
         return own[row]
 
     def _score(self, total: Tensor) -> Tensor:
-        learned = self.learned()
-        return learned["weight"] * torch.log1p(learned["scale"] * total)
+        return self.learned()["weight"] * torch.log1p(total)

@@ -160,8 +160,5 @@ class Profile(nn.Module):
         lengths = torch.stack([means[m].norm(dim=1) for m in self.names], 1)  # [B, modalities]
         signs = torch.cat([SHARPNESS * lengths, events.clamp(min=1).log().to(lengths)[:, None]], 1)
         gates = SHARPNESS * F.softplus(self.gate(signs))
-        first, *others = (
-            gates[:, column, None] * (means[name] @ self.maps[name] @ self.keys(name).T)
-            for column, name in enumerate(self.names)
-        )
-        return sum(others, first)
+        asked = [gates[:, at, None] * (means[name] @ self.maps[name]) for at, name in enumerate(self.names)]
+        return torch.cat(asked, 1) @ torch.cat([self.keys(name) for name in self.names], 1).T

@@ -245,7 +245,7 @@ class Backbone(nn.Module):
         starts = torch.ones_like(at, dtype=torch.bool)
         starts[1:] = histories[1:] != histories[:-1]
         first = torch.where(starts, at, 0).cummax(0).values
-        return self.known_trie.prior(self.item_scores.of_events(items, first)[:, known])
+        return self.known_trie.prior(self.item_scores.of_events(items, first), known)
 
     def token_losses(self, hidden: Tensor, labels: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats of every target; logits are computed at targets only.

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from genrec.errors import DataError
 
@@ -244,7 +246,7 @@ class Trie:
             nodes.insert(0, above > 0)
         return Filter(nodes)
 
-    def prior(self, scores: Tensor) -> Prior:
+    def prior(self, scores: Tensor, columns: Tensor | None = None) -> Prior:
         """Push item scores up the levels, so that a node weighs as much as all items below it together.
 
         With them as logits, the product of a path's softmaxes over siblings is the softmax over items: the trie
@@ -252,13 +254,16 @@ class Trie:
 
         Args:
             scores: float [B, N], in nats up to a constant per row.
+            columns: int64 [N], of which columns of wider scores these N are; None: there are no others.
 
         Raises:
-            DataError: scores are not [B, N].
+            DataError: scores are not [B, N], or columns not [N].
         """
-        if scores.ndim != 2 or scores.shape[1] != self.n_items or not scores.is_floating_point():
+        n_items = scores.shape[-1] if columns is None else len(columns)
+        if scores.ndim != 2 or n_items != self.n_items or not scores.is_floating_point():
             raise DataError(f"prior: expected float [B, {self.n_items}], found {scores.dtype} {list(scores.shape)}")
-        scores = scores.to(self.device).float().index_select(1, self._rows)
+        rows = self._rows if columns is None else columns[self._rows]
+        scores = _Columns.apply(scores.to(self.device).float(), rows)
         nodes = [scores - scores.amax(1, keepdim=True).detach()]  # exp() stays in range
         mass = nodes[0].exp()
         for level in reversed(self._levels):
@@ -266,6 +271,27 @@ class Trie:
             mass = above.index_add(1, level.parents(), mass)  # [B, parents]
             nodes.insert(0, mass.clamp(min=torch.finfo(mass.dtype).tiny).log())
         return Prior(nodes)
+
+
+class _Columns(torch.autograd.Function):
+    """Some columns in some order, none twice: index_select's own gradient would add them up one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, columns: Tensor) -> Tensor:
+        """values [B, N], columns int [n] -> [B, n]."""
+        ctx.save_for_backward(columns)
+        ctx.width = values.shape[1]
+        return values.index_select(1, columns)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None]:
+        """[B, n] -> [B, N]."""
+        (columns,) = ctx.saved_tensors
+        place = columns.new_full((ctx.width,), -1)
+        place[columns.long()] = torch.arange(len(columns), dtype=place.dtype, device=place.device)
+        result = gradients.index_select(1, place.clamp(min=0))
+        return result.index_fill_(1, (place < 0).nonzero()[:, 0], 0), None
 
 
 def _level(codes: Tensor, offsets: Tensor, n_codes: int) -> _Level:

@@ -106,10 +106,32 @@ def test_a_prior_spells_the_softmax_over_items(case, seed):
     torch.testing.assert_close(path, wanted, atol=2e-4, rtol=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(catalogues(), st.integers(0, 2**31))
+def test_a_prior_reads_some_columns_and_sends_its_gradient_back_to_them(case, seed):
+    ids, n_codes, _, _ = case
+    trie, draw = Trie.build(torch.tensor(ids), n_codes), torch.Generator().manual_seed(seed)
+    columns = torch.randperm(len(ids) + 3, generator=draw)[: len(ids)]
+    wide = torch.randn(2, len(ids) + 3, generator=draw, dtype=torch.float32).requires_grad_()
+    alike = wide.detach().clone().requires_grad_()
+    found, expected = trie.prior(wide, columns), trie.prior(alike[:, columns])
+    weights = [torch.randn(of.shape, generator=draw) for of in found.nodes]
+    for prior in (found, expected):
+        torch.stack([(of * weight).sum() for of, weight in zip(prior.nodes, weights, strict=True)]).sum().backward()
+    for one, other in zip(found.nodes, expected.nodes, strict=True):
+        assert torch.equal(one, other)
+    assert wide.grad is not None
+    torch.testing.assert_close(wide.grad, alike.grad)
+    rest = sorted({*range(len(ids) + 3)} - {*columns.tolist()})
+    assert not wide.grad[:, rest].any()
+
+
 def test_a_prior_refuses_other_shapes():
     trie = Trie.build(torch.tensor([[2, 0], [2, 3], [1, 3]]), 4)
     with pytest.raises(DataError, match=r"expected float \[B, 3\], found torch.float32 \[1, 4\]"):
         trie.prior(torch.zeros(1, 4))
+    with pytest.raises(DataError, match=r"expected float \[B, 3\], found torch.float32 \[1, 4\]"):
+        trie.prior(torch.zeros(1, 4), torch.tensor([0, 2]))
 
 
 def test_an_empty_filter_row_masks_everything_and_leaves_the_others_alone():
