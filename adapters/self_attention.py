@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genrec.adapters.catalogue_loss import catalogue_loss
+from genrec.adapters.histories import Histories
 
 PAD = -1
 ROWS = 16  # histories padded together
@@ -93,14 +94,31 @@ class Network(nn.Module):
             histories: B of 2 to ``max_history + 1`` catalogue rows, oldest first.
         """
         table, states, targets = self.table(), [], []
-        rows = ROWS if table.device.type == "cpu" else len(histories)  # a GPU pays for each call, not for each place
-        ordered = sorted(histories, key=len)
-        for part in (ordered[start : start + rows] for start in range(0, len(ordered), rows)):
+        for rows in _alike(histories, table.device):
+            part = [histories[row] for row in rows]
             wanted = left_pad([h[1:] for h in part]).to(table.device)
             real = wanted != PAD
             states.append(self(left_pad([h[:-1] for h in part]).to(table.device), table)[real])  # [events, W]
             targets.append(wanted[real])
         return catalogue_loss(torch.cat(states), table, torch.cat(targets))
+
+    def logits(self, histories: Histories) -> Tensor:
+        """Of every item after B histories' newest events, float32 [B, N]; all 0 for an empty history."""
+        table, longest = self.table(), self.ages.num_embeddings
+        states = table.new_zeros(len(histories), table.shape[1])
+        for rows in _alike(histories, table.device):
+            inputs = left_pad([np.asarray(histories[row][-longest:]) for row in rows]).to(table.device)
+            states[rows] = self(inputs, table)[:, -1]
+        return states @ table.T
+
+
+def _alike(histories: Histories, device: torch.device) -> list[list[int]]:
+    """The rows of all histories but empty ones, in parts of like length to be padded together."""
+    ordered = sorted(
+        (row for row, history in enumerate(histories) if len(history)), key=lambda row: len(histories[row])
+    )
+    at_once = ROWS if device.type == "cpu" else max(1, len(ordered))  # a GPU pays for each call, not for each place
+    return [ordered[start : start + at_once] for start in range(0, len(ordered), at_once)]
 
 
 def left_pad(histories: list[np.ndarray]) -> Tensor:

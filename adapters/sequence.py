@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genrec.adapters.histories import Histories
-from genrec.adapters.self_attention import Network, left_pad
+from genrec.adapters.self_attention import Network
 
 HEADS = 2
 NETWORK = "network."  # of its weights in a saved file
@@ -39,13 +38,9 @@ class SequenceScores(nn.Module):
 
     def forward(self, histories: Histories) -> Tensor:
         """B histories of catalogue rows, oldest first -> float32 [B, N]."""
-        table, longest = self.network.table(), self.network.ages.num_embeddings
-        scores = table.new_zeros(len(histories), len(table))
-        rows = [row for row, history in enumerate(histories) if len(history)]
-        if rows and self.weight:
-            inputs = left_pad([np.asarray(histories[row][-longest:]) for row in rows]).to(table.device)
-            scores[rows] = self.weight * (self.network(inputs, table)[:, -1] @ table.T)
-        return scores
+        if not self.weight:
+            return self.weight.new_zeros(len(histories), self.network.items.num_embeddings)
+        return self.weight * self.network.logits(histories)
 
     def grown(self, n_items: int, features: Tensor | None, unseen: Tensor) -> SequenceScores:
         """The same for N' items; a new one's own vector is the mean of those of the items that no history held.

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.adapters.self_attention import Network, left_pad
+from genrec.adapters.self_attention import Network
 from genrec.baselines import item_counts, ndcg10
 from genrec.errors import ConfigError
 from genrec.splits import Cases
@@ -150,11 +150,4 @@ class SASRec:
     @torch.no_grad()
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         """Logit of every item as the next one, float32 [B, N]; an empty history scores all items 0."""
-        self.network.eval()
-        result = np.zeros((len(histories), self.network.items.num_embeddings), dtype=np.float32)
-        rows = [row for row, history in enumerate(histories) if len(history)]
-        if rows:
-            inputs = left_pad([histories[row][-self.shape["max_history"] :] for row in rows]).to(self.device)
-            table = self.network.table()
-            result[rows] = (self.network(inputs, table)[:, -1] @ table.T).cpu().numpy()
-        return result
+        return self.network.eval().logits(histories).cpu().numpy()
