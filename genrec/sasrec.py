@@ -131,6 +131,7 @@ class SASRec:
                 if valid is None:
                     continue
                 curve[-1]["valid_ndcg@10"] = score = ndcg10(self, valid, seen)
+                log.info("SASRec: epoch %d of at most %d, validation ndcg@10 %.4f", epoch, self.epochs, score)
                 if score > best_score:
                     best_score, best_epoch, state = score, epoch, copy.deepcopy(self.network.state_dict())
                 elif epoch - max(best_epoch, self.epochs // 3) >= self.patience:
