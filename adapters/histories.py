@@ -48,17 +48,15 @@ def faded_sums(rows: Tensor, first: Tensor, decay: Tensor) -> Tensor:
     lengths = first.unique_consecutive(return_counts=True)[1]
     for history in rows.split(lengths.tolist()):  # [T, W]
         past = None  # what the blocks so far add up to before the next one, [1, W]
-        for block in history.split(BLOCK):
+        blocks = history.split(BLOCK)
+        for number, block in enumerate(blocks, 1):
             at = torch.arange(len(block), device=rows.device)
             age = at[:, None] - 1 - at  # of event j before event t
             weights = torch.where(age >= 0, decay ** age.clamp(min=0), 0.0)
-            end = decay ** (len(block) - 1 - at)[None] @ block
-            if past is None:
-                totals.append(weights @ block)
-                past = end
-            else:
-                totals.append(torch.addmm(decay ** at[:, None] @ past, weights, block))
-                past = end + decay ** len(block) * past
+            totals.append(weights @ block if past is None else torch.addmm(decay ** at[:, None] @ past, weights, block))
+            if number < len(blocks):
+                end = decay ** (len(block) - 1 - at)[None] @ block
+                past = end if past is None else end + decay ** len(block) * past
     return torch.cat(totals)
 
 

@@ -154,9 +154,8 @@ class Neighbours(nn.Module):
         if own is not None:
             counts = counts - own.gather(1, columns).to(counts.dtype)
         learned = self.learned()
-        return columns, learned["scale"] * counts.clamp(min=0) / (
-            self.get_buffer("norms")[items] + learned["shrinkage"]
-        )
+        norms = self.get_buffer("norms")[items] + learned["shrinkage"]
+        return columns, learned["scale"] * counts.clamp(min=0) / norms
 
     def _own(self, items: Tensor, first: Tensor) -> Tensor:
         """bool [M, N + 1]: the items that an event's user counts for at that event's row of the table."""

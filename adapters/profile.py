@@ -160,5 +160,8 @@ class Profile(nn.Module):
         lengths = torch.stack([means[m].norm(dim=1) for m in self.names], 1)  # [B, modalities]
         signs = torch.cat([SHARPNESS * lengths, events.clamp(min=1).log().to(lengths)[:, None]], 1)
         gates = SHARPNESS * F.softplus(self.gate(signs))
-        asked = [gates[:, at, None] * (means[name] @ self.maps[name]) for at, name in enumerate(self.names)]
-        return torch.cat(asked, 1) @ torch.cat([self.keys(name) for name in self.names], 1).T
+        scores = gates.new_zeros(1, 1)
+        for at, name in enumerate(self.names):
+            asked = gates[:, at, None] * (means[name] @ self.maps[name])
+            scores = torch.addmm(scores, asked, self.keys(name).T)
+        return scores

@@ -261,7 +261,10 @@ class Trie:
         """
         n_items = scores.shape[-1] if columns is None else len(columns)
         if scores.ndim != 2 or n_items != self.n_items or not scores.is_floating_point():
-            raise DataError(f"prior: expected float [B, {self.n_items}], found {scores.dtype} {list(scores.shape)}")
+            wanted = "" if columns is None else f", of which {n_items} columns are asked for"
+            raise DataError(
+                f"prior: expected float [B, {self.n_items}], found {scores.dtype} {list(scores.shape)}{wanted}"
+            )
         rows = self._rows if columns is None else columns[self._rows]
         scores = _Columns.apply(scores.to(self.device).float(), rows)
         nodes = [scores - scores.amax(1, keepdim=True).detach()]  # exp() stays in range
