@@ -20,13 +20,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 from benchmarks import new_items, training_speed
 from benchmarks.kept import Kept
-from benchmarks.real import DATA, RECIPES, recipe_of
+from benchmarks.real import ALIGN, COLLABORATIVE, DATA, RECIPES, SCRATCH, recipe_of
 from benchmarks.results import RESULTS, ROOT, Check, finish, over_users_and_seeds
 from genrec.artefacts import read_manifest
 from genrec.baseline_rankings import rank_baseline
@@ -42,13 +43,17 @@ ABLATIONS = {
         "genrec-no-scores",
         "genrec-no-neighbours",
         "genrec-no-profile",
-        "genrec-no-collaborative",
-        "genrec-no-pretraining",
         "genrec-no-mix",
+        "genrec-with-collaborative",
+        "genrec-with-pretraining",
         "tiger",
     ],
     "amazon-beauty": ["genrec-no-soft", "genrec-no-scores", "tiger"],
     "movielens-1m-posters": ["genrec-no-image", "genrec-no-text", "genrec-no-soft", "genrec-no-sequence", "tiger"],
+}
+ADDED = {  # parts that Scientific's recipe does without: what turns them on
+    "genrec-with-collaborative": {"semantic_ids": COLLABORATIVE},
+    "genrec-with-pretraining": {"backbone": {"scratch": SCRATCH}, "align": ALIGN},
 }
 PUBLISHED = {  # best figures that others report under the same protocol: R@10, N@10; and what genrec aims at
     "amazon-scientific": ("MISSRec, pre-trained on five other sets: .1360, .0753", (0.140, 0.080)),
@@ -76,10 +81,18 @@ def values(places: np.ndarray, metric: str) -> np.ndarray:
     return hit.astype(float) if metric == "recall@10" else hit / np.log2(np.maximum(places, 1) + 1.0)
 
 
-def accuracy_recipe(name: str, seed: int) -> Recipe:
-    """A set's recipe with all its users, tuned rivals and its ablations."""
-    evaluate = {"baselines": BASELINES[:-1], "ablations": ABLATIONS[name], "sasrec_search": True}
-    return recipe_of(name, name=f"{name}-{seed}", seed=seed, data={"max_users": None}, evaluate=evaluate)
+def accuracy_recipe(name: str, seed: int, **changes: Any) -> Recipe:
+    """A set's recipe with all its users and tuned rivals; `changes` as for `recipe_of`."""
+    evaluate = {"baselines": BASELINES[:-1], "sasrec_search": True}
+    return recipe_of(name, name=f"{name}-{seed}", seed=seed, data={"max_users": None}, evaluate=evaluate, **changes)
+
+
+def generator(name: str, seed: int, runs: Path, model: str) -> Run:
+    """The run of a generator: genrec, or genrec without or with a part."""
+    run = Run.create(accuracy_recipe(name, seed), runs)
+    if model in ADDED:
+        return Run(run.folder / "ablations" / model, accuracy_recipe(name, seed, **ADDED[model]), run.folder)
+    return run if model == "genrec" else run.variant(model)
 
 
 def models_of(name: str) -> list[str]:
@@ -110,7 +123,7 @@ def measure(name: str, seed: int, runs: Path, model: str) -> tuple[np.ndarray, n
         folder = rank_baseline(run, model, searched)
         stages, parameters = [folder], 0
     else:
-        of = run if model == "genrec" else run.variant(model)
+        of = generator(name, seed, runs, model)
         of.train()
         folder = of.rank_test()
         stages = [path.parent for path in of.folder.glob("*/manifest.json")]

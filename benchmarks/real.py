@@ -23,14 +23,17 @@ from genrec.pipeline import Run
 from genrec.whole_path import whole_path
 
 DATA = ROOT.parent / "shared" / "data"
+SCRATCH: dict[str, Any] = {"hidden": 64, "layers": 2, "heads": 2, "ffn": 192, "steps": 300}
 BACKBONE: dict[str, Any] = {
-    "scratch": {"hidden": 64, "layers": 2, "heads": 2, "ffn": 192, "steps": 300},
+    "scratch": SCRATCH,
     "lora": {"r": 16, "alpha": 32},
     "soft_tokens": 1,
     "soft_prompt": 2,
     "neighbours": 200,
 }
-IDS: dict[str, Any] = {"levels": 3, "codes": 64, "collaborative_dim": 64, "collaborative_weight": 1.0}
+COLLABORATIVE: dict[str, Any] = {"collaborative_dim": 64, "collaborative_weight": 1.0}
+IDS: dict[str, Any] = {"levels": 3, "codes": 64}
+ALIGN: dict[str, Any] = {"steps": 200}
 TRAINING: dict[str, Any] = {
     "batch_rows": 8, "learning_rate": 3e-3, "dropout": 0.2, "valid_users": 2000, "mixed_precision": "no",
 }  # fmt: skip
@@ -39,9 +42,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "data": {"max_history": 50, "exclude_seen": False},
         "encode": {"text": {"dim": 128}, "image": None},
         "semantic_ids": IDS,
-        "backbone": BACKBONE,
+        "backbone": {**BACKBONE, "scratch": {**SCRATCH, "steps": 0}},
         "adapter": {"kind": "mlp"},
-        "align": {"steps": 200},
+        "align": {"steps": 0},
         "finetune": {**TRAINING, "epochs": 4, "evals": 4},
         "mix": {"users": 10_000},
         "evaluate": {"sasrec_epochs": 40},
@@ -49,10 +52,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "amazon-beauty": {
         "data": {"max_history": 50, "exclude_seen": False},
         "encode": {"text": {"dim": 128}, "image": None},
-        "semantic_ids": {**IDS, "codes": 128},
+        "semantic_ids": {**IDS, **COLLABORATIVE, "codes": 128},
         "backbone": BACKBONE,
         "adapter": {"kind": "mlp"},
-        "align": {"steps": 200},
+        "align": ALIGN,
         "finetune": {**TRAINING, "epochs": 3, "evals": 3},
         "evaluate": {"sasrec_epochs": 30},
     },
@@ -62,10 +65,10 @@ RECIPES: dict[str, dict[str, Any]] = {
             "text": {"dim": 128},
             "image": {"kind": "transformers", "model": str(DATA / "encoders" / "mobilenet-v2")},
         },
-        "semantic_ids": IDS,
+        "semantic_ids": {**IDS, **COLLABORATIVE},
         "backbone": BACKBONE,
         "adapter": {"kind": "mlp"},
-        "align": {"steps": 200},
+        "align": ALIGN,
         "finetune": {**TRAINING, "pack_tokens": 816, "epochs": 4, "evals": 4, "valid_users": 1000},
         "sequence": {"epochs": 20},
         "evaluate": {"sasrec_epochs": 20},
