@@ -17,7 +17,6 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks import new_items, training_speed
+from benchmarks import new_items, posters, training_speed
 from benchmarks.kept import Kept
+from benchmarks.lists import METRICS, SeedResult, difference, generated, kept_lists, measured, table, values
 from benchmarks.real import ALIGN, COLLABORATIVE, DATA, RECIPES, SCRATCH, recipe_of
 from benchmarks.results import RESULTS, ROOT, Check, finish, over_users_and_seeds
 from genrec.artefacts import read_manifest
@@ -61,24 +61,8 @@ PUBLISHED = {  # best figures that others report under the same protocol: R@10, 
 }
 BASELINES = ("popularity", "markov", "itemknn", "sasrec", "sasrec-features", "tiger")
 SEARCHED = ("sasrec", "sasrec-features")  # on the first seed's validation; the other seeds take what it chose
-METRICS = ("recall@10", "ndcg@10")
-PARTS = ("lists", "new-items", "training")
+PARTS = ("lists", "posters", "new-items", "training")
 KEPT = RESULTS / "accuracy.npz"
-
-
-@dataclass(frozen=True)
-class SeedResult:
-    """What one training of every model did for each test user of a set."""
-
-    places: dict[str, np.ndarray]  # model -> uint8 [U]: place of the target, from 1; 0 where it is not in the list
-    thirds: np.ndarray  # uint8 [U]: 0 tail, 1 middle, 2 head, by the target's events in training
-    costs: dict[str, np.ndarray]  # model -> float64 [3]: seconds, peak memory in MB, trained parameters (0: unknown)
-
-
-def values(places: np.ndarray, metric: str) -> np.ndarray:
-    """A metric of METRICS per user, float64, from the target's place in the list (0: not in it)."""
-    hit = (places >= 1) & (places <= 10)
-    return hit.astype(float) if metric == "recall@10" else hit / np.log2(np.maximum(places, 1) + 1.0)
 
 
 def accuracy_recipe(name: str, seed: int, **changes: Any) -> Recipe:
@@ -87,9 +71,8 @@ def accuracy_recipe(name: str, seed: int, **changes: Any) -> Recipe:
     return recipe_of(name, name=f"{name}-{seed}", seed=seed, data={"max_users": None}, evaluate=evaluate, **changes)
 
 
-def generator(name: str, seed: int, runs: Path, model: str) -> Run:
-    """The run of a generator: genrec, or genrec without or with a part."""
-    run = Run.create(accuracy_recipe(name, seed), runs)
+def generator(run: Run, name: str, seed: int, model: str) -> Run:
+    """A set's run itself for genrec, else the variant without or with a part."""
     if model in ADDED:
         return Run(run.folder / "ablations" / model, accuracy_recipe(name, seed, **ADDED[model]), run.folder)
     return run if model == "genrec" else run.variant(model)
@@ -110,32 +93,19 @@ def prepare(name: str, seed: int, runs: Path) -> None:
     run.base()
 
 
-def measure(name: str, seed: int, runs: Path, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One model of one seed, trained and ranked: places, thirds and costs as in `SeedResult`."""
+def measure(name: str, seed: int, runs: Path, model: str) -> dict[str, np.ndarray]:
+    """One model of one seed, trained and ranked: what `measured` keeps."""
     log_to_stderr()
     run = Run.create(accuracy_recipe(name, seed), runs)
-    if model in BASELINES[:-1]:
-        searched = None
-        if seed and model in SEARCHED:
-            first = Run.create(accuracy_recipe(name, 0), runs)
-            chosen = read_manifest(rank_baseline(first, model))["result"]
-            searched = {setting: chosen[setting] for setting in GRID}
-        folder = rank_baseline(run, model, searched)
-        stages, parameters = [folder], 0
-    else:
-        of = generator(name, seed, runs, model)
-        of.train()
-        folder = of.rank_test()
-        stages = [path.parent for path in of.folder.glob("*/manifest.json")]
-        parameters = read_manifest(of.folder / "lora")["result"]["trainable_parameters"]
-    manifests = [read_manifest(stage) for stage in stages]
-    cost = [sum(m["seconds"] for m in manifests), max(m["peak_rss_mb"] for m in manifests), parameters]
-    targets = run.space.split.test.targets
-    hits = np.load(folder / "top.npy") == targets[:, None]
-    places = np.where(hits.any(1), hits.argmax(1) + 1, 0).astype(np.uint8)
-    counts = run.space.popularity[targets]
-    thirds = np.searchsorted(np.quantile(counts, (1 / 3, 2 / 3)), counts, "right").astype(np.uint8)
-    return places, thirds, np.array(cost, float)
+    if model not in BASELINES[:-1]:
+        return generated(run, generator(run, name, seed, model))
+    searched = None
+    if seed and model in SEARCHED:
+        first = Run.create(accuracy_recipe(name, 0), runs)
+        chosen = read_manifest(rank_baseline(first, model))["result"]
+        searched = {setting: chosen[setting] for setting in GRID}
+    folder = rank_baseline(run, model, searched)
+    return measured(run, folder, [folder], 0)
 
 
 def measure_lists(names: list[str], seeds: int | None, runs: Path, jobs: int, kept: Kept) -> None:
@@ -161,46 +131,14 @@ def measure_lists(names: list[str], seeds: int | None, runs: Path, jobs: int, ke
             running = {pool.submit(measure, name, seed, runs, m): (name, seed, m) for name, seed, m in tasks}
             for finished in as_completed(running):
                 name, seed, model = running[finished]
-                places, thirds, cost = finished.result()
-                arrays = {"places": places, "thirds": thirds, "cost": cost}
-                kept.put(f"lists/{name}/{seed}/{model}", arrays, float(cost[0]))
-                log.info("%s seed %d, %s: N@10 %.4f", name, seed, model, values(places, "ndcg@10").mean())
+                arrays = finished.result()
+                kept.put(f"lists/{name}/{seed}/{model}", arrays, float(arrays["cost"][0]))
+                log.info("%s seed %d, %s: N@10 %.4f", name, seed, model, values(arrays["places"], "ndcg@10").mean())
 
 
-def kept_lists(kept: Kept, name: str) -> list[SeedResult]:
-    """The seeds of a set that have the generator, with the models that all of these have."""
-    found = []
-    for seed in kept.below(f"lists/{name}"):
-        models = kept.below(f"lists/{name}/{seed}")
-        if "genrec" in models:
-            found.append({model: kept.get(f"lists/{name}/{seed}/{model}") for model in models})
-    order = [*BASELINES[:-1], "genrec", *ABLATIONS[name]]
-    shared = [model for model in order if all(model in of for of in found)]
-    return [
-        SeedResult(
-            {model: of[model]["places"] for model in shared},
-            of["genrec"]["thirds"],
-            {model: of[model]["cost"] for model in shared},
-        )
-        for of in found
-    ]
-
-
-def table(name: str, seeds: list[SeedResult]) -> str:
-    """Markdown: every model's metrics, and genrec minus it, with intervals over users and seeds."""
-    models, best = list(seeds[0].places), best_baseline(seeds)
-    lines = ["| model | recall@10 | ndcg@10 | genrec - it, ndcg@10 | minutes | GB | trained parameters |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for model in models:
-        cells = []
-        for metric in METRICS:
-            mean, ends = over_users_and_seeds([values(of.places[model], metric) for of in seeds])
-            cells.append(f"{mean:.4f} [{ends[0]:.4f}, {ends[1]:.4f}]")
-        mean, ends = difference(seeds, model)
-        cells.append("" if model == "genrec" else f"{mean:+.4f} [{ends[0]:+.4f}, {ends[1]:+.4f}]")
-        seconds, peak, parameters = np.mean([of.costs[model] for of in seeds], 0)
-        cells += [f"{seconds / 60:.1f}", f"{peak / 1000:.1f}", f"{parameters:,.0f}" if parameters else ""]
-        lines.append(f"| {model}{' (best baseline)' if model == best else ''} | {' | '.join(cells)} |")
+def table_of(name: str, seeds: list[SeedResult]) -> str:
+    """Markdown: every model of a set, and what is published."""
+    note = ""
     if name in PUBLISHED:
         text, aims = PUBLISHED[name]
         means = [np.mean([values(of.places["genrec"], metric).mean() for of in seeds]) for metric in METRICS]
@@ -208,24 +146,9 @@ def table(name: str, seeds: list[SeedResult]) -> str:
             f"{metric} {aim:.3f} {'reached' if mean >= aim else 'not reached'}"
             for metric, aim, mean in zip(METRICS, aims, means, strict=True)
         ]
-        lines += ["", f"Best published (R@10, N@10): {text}. Aims: {', '.join(verdicts)}."]
-    lines += ["", "genrec - it, ndcg@10, by how often training shows the target:", ""]
-    lines += ["| model | tail | middle | head |", "|---|---|---|---|"]
-    for model in models:
-        if model != "genrec":
-            thirds = (difference(seeds, model, third) for third in range(3))
-            cells = [f"{mean:+.4f} [{ends[0]:+.4f}, {ends[1]:+.4f}]" for mean, ends in thirds]
-            lines.append(f"| {model} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def difference(seeds: list[SeedResult], model: str, third: int | None = None) -> tuple[float, list[float]]:
-    """N@10 of genrec minus a model's, with its interval; of one third of the users by their target's popularity."""
-    parts = []
-    for of in seeds:
-        gain = values(of.places["genrec"], "ndcg@10") - values(of.places[model], "ndcg@10")
-        parts.append(gain if third is None else gain[of.thirds == third])
-    return over_users_and_seeds(parts)
+        note = f"Best published (R@10, N@10): {text}. Aims: {', '.join(verdicts)}."
+    best = best_baseline(seeds)
+    return table(seeds, {best: f"{best} (best baseline)"}, note)
 
 
 def best_baseline(seeds: list[SeedResult]) -> str:
@@ -274,12 +197,21 @@ def draw(found: dict[str, list[SeedResult]], path: Path) -> None:
 
 def verdicts(kept: Kept) -> Iterator[tuple[list[Check], str, str]]:
     """The lines, a heading and a table of every part of which something is kept."""
-    found = {name: seeds for name in sorted(RECIPES) if (seeds := kept_lists(kept, name))}
+    found = {}
+    for name in sorted(RECIPES):
+        if seeds := kept_lists(kept, f"lists/{name}", [*BASELINES[:-1], "genrec", *ABLATIONS[name]]):
+            found[name] = seeds
     if found:
         draw(found, ROOT / "docs" / "accuracy.png")
         yield [], "Picture", "![N@10 of every model](accuracy.png)"
     for name, seeds in found.items():
-        yield checks_of(name, seeds), f"{name}, leave-one-out, full catalogue, {len(seeds)} seed(s)", table(name, seeds)
+        yield (
+            checks_of(name, seeds),
+            f"{name}, leave-one-out, full catalogue, {len(seeds)} seed(s)",
+            table_of(name, seeds),
+        )
+    if shown := posters.verdict(kept):
+        yield [], *shown
     for name in new_items.USERS:
         if of := new_items.kept_seeds(kept, name):
             heading = f"{name}, items held out of training, {len(of)} seed(s)"
@@ -312,6 +244,11 @@ def main() -> int:
     kept = Kept(KEPT)
     if "lists" in arguments.parts and names:
         measure_lists(names, arguments.seeds, arguments.runs, arguments.jobs, kept)
+    if "posters" in arguments.parts and posters.SET in names:
+        for seed in range(arguments.seeds or SEEDS[posters.SET]):
+            for kind in posters.KINDS:
+                arrays = posters.measure(seed, arguments.runs, kind)
+                kept.put(f"{posters.PART}/{seed}/{kind}", arrays, float(arrays["cost"][0]))
     for name in new_items.USERS if "new-items" in arguments.parts else ():
         for seed in range(arguments.seeds or SEEDS[name]) if name in names else ():
             arrays, seconds = new_items.measure(name, seed, arguments.runs)

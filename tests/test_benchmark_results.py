@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import new_items
-from benchmarks.accuracy import KEPT, METRICS, values
+from benchmarks import new_items, posters
+from benchmarks.accuracy import KEPT
 from benchmarks.kept import Kept
+from benchmarks.lists import METRICS, values
 from benchmarks.results import RESULTS, over_seeds, over_users_and_seeds
 from genrec.config import NewItems
 
@@ -69,6 +70,11 @@ def test_the_tables_follow_from_what_is_kept() -> None:
             places = [of["places"] for of in seeds if of]  # of some seeds there are only baselines yet
             found = [np.mean([values(one, metric) for one in places]) for metric in METRICS]
             np.testing.assert_allclose(shown(text, "genrec"), found, atol=5.1e-5)
+        elif "posters, a sample" in heading:
+            for model, (row, _) in posters.KINDS.items():
+                places = [kept.get(f"{posters.PART}/{seed}/{model}")["places"] for seed in kept.below(posters.PART)]
+                found = [np.mean([values(one, metric) for one in places]) for metric in METRICS]
+                np.testing.assert_allclose(shown(text, row), found, atol=5.1e-5)
         elif "items held out" in heading:
             hits = [kept.get(f"new-items/{name}/{seed}") for seed in kept.below(f"new-items/{name}")]
             for row in (new_items.PLAIN, new_items.RIVALS[1]):
