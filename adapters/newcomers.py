@@ -2,8 +2,8 @@
 
 A log says nothing of an item that nobody has taken, and the language model never wrote its id, so on its own it does
 not come up. Here it gets the weighted mean of the final probabilities of the known items that are most alike, times a
-factor: the lift says how much of the lists new items may take from known ones. Nothing is trained, so an item that
-arrives after training is treated like one that was held out before it. Scoring new items through content, beside the
+factor: the lift says how much of the lists new items may take from known ones. What they are alike in stays as training
+left it, so an item that arrives later is treated like one that was held out before. Scoring new items through content, beside the
 generated ones, is the idea of hybrids such as LIGER (Yang et al. 2024, arXiv:2411.18814).
 """
 
@@ -37,7 +37,7 @@ class Newcomers:
         """Find each new item's relatives by the mean cosine over modalities, missing ones counting 0.
 
         Args:
-            keys: modality -> float32 [N, E_m], from `genrec.adapters.profile.content_keys`.
+            keys: float32 [N, E_m] by name: modalities' from `genrec.adapters.profile.KeySpace`, and kinship.
             known: bool [N], items that training histories hold; at least one.
             most: relatives per new item, k.
             lift: nats.
@@ -74,8 +74,8 @@ class Newcomers:
     ) -> tuple[Tensor, Tensor]:
         """Put new items among the known ones that a search found.
 
-        A relative that the search did not find has at most the score of the last one found: what the item scores say
-        of it, or an equal share where there are none.
+        A relative that the search did not find has what the item scores say of it, or an equal share where there are
+        none; and at most the score of the last one found, unless it was not allowed and so not searched for.
 
         Args:
             items: int64 [B, W], known items, best first, -1 where there are fewer.
@@ -100,7 +100,8 @@ class Newcomers:
         Arguments as for `join`; shares: from `known_shares`.
         """
         last = scores.masked_fill(items < 0, torch.inf).amin(1, keepdim=True)  # inf where nothing was found
-        of = torch.cat([torch.minimum(shares, last), shares[:, :1]], 1)  # one column more, for what is -1
+        shares = torch.where(allowed, torch.minimum(shares, last), shares)  # nobody searched for what is not allowed
+        of = torch.cat([shares, shares[:, :1]], 1)  # one column more, for what is -1
         of = of.scatter(1, torch.where(items < 0, allowed.shape[1], items), scores)
         inherited = (of[:, self.relatives] + self.weights.log()).logsumexp(2)
         return inherited.masked_fill(~allowed[:, self.rows], -torch.inf)

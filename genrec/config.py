@@ -199,10 +199,10 @@ class Mix(Settings):
 
 
 class NewItems(Settings):
-    """Items that no training history holds: how they get into the lists. Nothing of it is trained."""
+    """Items that no training history holds: how they get into the lists."""
 
     relatives: int = Field(
-        0, ge=0, description="known items, nearest in content, that a new one inherits from (0: none)"
+        0, ge=0, description="known items, nearest in content and kinship, that a new one inherits from (0: none)"
     )
     lift: float = Field(0.35, description="nats on top of what a new item inherits: more shows more of them")
 

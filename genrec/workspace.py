@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from genrec.adapters import build_adapter
 from genrec.adapters.item_scores import ItemScores
+from genrec.adapters.kinship import KIN, Kinship
+from genrec.adapters.kinship import WIDTH as KINSHIP
 from genrec.adapters.mixer import Mixer
 from genrec.adapters.neighbours import Table, follower_table, neighbour_table
 from genrec.adapters.newcomers import Newcomers
@@ -28,6 +30,7 @@ from genrec.config import Recipe
 from genrec.encoders.features import Features
 from genrec.human_texts import HumanTexts
 from genrec.interactions import Log
+from genrec.item_vectors import cooccurrence_factors
 from genrec.likeness import Likeness
 from genrec.prompts import Layout, Prompter
 from genrec.semantic_ids import SemanticIds
@@ -178,16 +181,38 @@ class Workspace:
         return WordSpace.fit(self.catalogue.texts(), ~self.split.cold)
 
     @cached_property
+    def kinship(self) -> Kinship | None:
+        """Where new items look for relatives: what the log would say of an item by its content."""
+        if not self.recipe.new_items.relatives or not self.features:
+            return None
+        return self.kinship_of(torch.from_numpy(~self.split.cold))
+
+    def kinship_of(self, known: torch.Tensor) -> Kinship:
+        """The same, learned from the items `known`, bool [N], alone."""
+        return Kinship.fit(self.content_keys, self._factors, self.popularity, known)
+
+    @cached_property
+    def _factors(self) -> np.ndarray:
+        """Of the training log, float32 [N, KINSHIP]."""
+        n_items = len(self.catalogue)
+        return cooccurrence_factors(self.split.train, n_items, min(KINSHIP, n_items), self.recipe.seed)
+
+    @cached_property
+    def kin_keys(self) -> dict[str, torch.Tensor]:
+        """Every item's, by their name; nothing where there is no kinship."""
+        return {} if self.kinship is None else {KIN: self.kinship.keys(self.content_keys)}
+
+    @cached_property
     def mixed_keys(self) -> dict[str, torch.Tensor]:
         """What the mixer reads of content: nothing where nothing but the ids may."""
-        keys = dict(self.content_keys) if self.recipe.backbone.profile and self.features else {}
+        keys = self.content_keys | self.kin_keys if self.recipe.backbone.profile and self.features else {}
         return keys if self.words is None else keys | {WORDS: self.words.keys(self.catalogue.texts())}
 
     @property
     def exported_keys(self) -> dict[str, torch.Tensor]:
         """What an export needs of content and has nowhere else; with a profile it has the content keys."""
         unheld = self.content_keys if self.recipe.new_items.relatives and not self.recipe.backbone.profile else {}
-        return unheld | {name: keys for name, keys in self.mixed_keys.items() if name == WORDS}
+        return unheld | self.kin_keys | {name: keys for name, keys in self.mixed_keys.items() if name == WORDS}
 
     @cached_property
     def mixer(self) -> Mixer | None:
@@ -208,7 +233,7 @@ class Workspace:
         wanted, known = self.recipe.new_items, torch.from_numpy(~self.split.cold)
         if not wanted.relatives or not self.features or known.all():
             return None
-        return Newcomers.nearest(self.content_keys, known, wanted.relatives, wanted.lift)
+        return Newcomers.nearest(self.content_keys | self.kin_keys, known, wanted.relatives, wanted.lift)
 
     @property
     def reranker(self) -> Reranker | None:

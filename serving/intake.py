@@ -3,6 +3,7 @@
 intake/semantic_ids/         the quantiser, without any item's codes
 intake/MODALITY.safetensors  what a built-in encoder learned; absent for others
 intake/keys.safetensors      the `KeySpace`
+intake/kinship.safetensors   the `Kinship`; absent where new items have no relatives
 intake/words.safetensors     the `WordSpace`; absent where nothing reads words
 intake/settings.json         each encoder's settings and shape; relatives that a new item inherits from, lift
 """
@@ -14,10 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from genrec.adapters.kinship import KIN, Kinship
 from genrec.adapters.profile import KeySpace
 from genrec.adapters.words import WORDS, WordSpace
 from genrec.artefacts import write_json
@@ -41,6 +44,7 @@ class Intake:
     relatives: int  # known items that a new one inherits from; 0: it is like all others
     lift: float  # nats, see `genrec.adapters.newcomers`
     words: WordSpace | None = None
+    kinship: Kinship | None = None
 
     def features(self, items: Catalogue) -> dict[str, Features]:
         """Modality -> features of items.
@@ -60,8 +64,13 @@ class Intake:
         read = {modality: features[modality] for modality in self.quantiser.space.means}
         return replace(self.quantiser, codes=taken).extend(read).codes[len(taken) :]
 
+    def keys(self, features: dict[str, Features]) -> dict[str, Tensor]:
+        """What M items' relatives are found by, float32 [M, E] by name: content keys, and what kinship says of them."""
+        content = self.space.keys(features)
+        return content if self.kinship is None else content | {KIN: self.kinship.keys(content)}
+
     def word_keys(self, items: Catalogue) -> dict[str, Tensor]:
-        """What a mixer reads of M items beside their content keys: float32 [M, E] by name, where it reads words."""
+        """What a mixer reads of M items beside these: float32 [M, E] by name, where it reads words."""
         return {} if self.words is None else {WORDS: self.words.keys(items.texts())}
 
     def save(self, folder: Path) -> None:
@@ -72,6 +81,8 @@ class Intake:
                 save_file(encoder.fitted, folder / f"{modality}.safetensors")
         arrays = {name: np.ascontiguousarray(of) for name, of in self.space.arrays.items()}
         save_file(arrays, folder / "keys.safetensors")
+        if self.kinship is not None:
+            save_file({"weights": self.kinship.weights.numpy()}, folder / "kinship.safetensors")
         if self.words is not None:
             save_file({"idf": self.words.idf}, folder / "words.safetensors")
         settings = {
@@ -103,6 +114,9 @@ class Intake:
             space = KeySpace(load_file(folder / "keys.safetensors"))
             file = folder / "words.safetensors"
             words = WordSpace(load_file(file)["idf"]) if file.is_file() else None
-            return cls(encoders, quantiser, space, int(settings["relatives"]), float(settings["lift"]), words)
+            file = folder / "kinship.safetensors"
+            kinship = Kinship(torch.from_numpy(load_file(file)["weights"])) if file.is_file() else None
+            relatives, lift = int(settings["relatives"]), float(settings["lift"])
+            return cls(encoders, quantiser, space, relatives, lift, words, kinship)
         except (OSError, ValueError, KeyError, SafetensorError) as err:
             raise ArtefactError(f"{folder}: missing or broken ({err}); export the run again") from err

@@ -78,14 +78,16 @@ def with_items(
     rows = torch.tensor([catalogue.index[item_id] for item_id in items.item_ids])
     new = rows >= before
     popularity = np.concatenate([export.popularity, np.zeros(after - before, export.popularity.dtype)])
-    keys, scores, mixer = intake.space.keys(features), export.item_scores, export.mixer
+    keys, scores, mixer = intake.keys(features), export.item_scores, export.mixer
     if mixer is not None:
         theirs = keys | intake.word_keys(items)
         read = {name: _put(mixer.keys(name).cpu(), rows, theirs[name]) for name in mixer.modalities}
         mixer = mixer.with_items(read, torch.from_numpy(popularity))
     if scores is not None:
         profile = scores.profile
-        whole = {} if profile is None else {name: _put(profile.keys(name).cpu(), rows, keys[name]) for name in keys}
+        whole = {} if profile is None else {
+            name: _put(profile.keys(name).cpu(), rows, keys[name]) for name in features
+        }
         scores = scores.grown(after, whole, torch.from_numpy(export.popularity == 0))
     return export.with_items(
         catalogue=catalogue,
@@ -129,7 +131,7 @@ def _newcomers(
         export: before the items came.
         intake: of the export.
         rows: where the items are now.
-        keys: modality -> [M, E_m], theirs.
+        keys: [M, E_m] by name, theirs, see `Intake.keys`.
         popularity: int64 [N], of all items now.
     """
     known = torch.from_numpy(np.flatnonzero(export.popularity > 0))

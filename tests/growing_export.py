@@ -17,6 +17,7 @@ from PIL import Image
 
 from genrec.adapters import build_adapter
 from genrec.adapters.item_scores import ItemScores
+from genrec.adapters.kinship import KIN, Kinship
 from genrec.adapters.mixer import Mixer
 from genrec.adapters.neighbours import follower_table, neighbour_table
 from genrec.adapters.newcomers import Newcomers
@@ -30,6 +31,7 @@ from genrec.config import Encoder
 from genrec.encoders import encode
 from genrec.encoders.features import Features
 from genrec.encoders.frozen import FrozenEncoder
+from genrec.item_vectors import cooccurrence_factors
 from genrec.semantic_ids import SemanticIds, fit_semantic_ids
 from genrec.serving.export import write_export
 from genrec.serving.intake import Intake
@@ -60,6 +62,7 @@ class Parts:
     space: KeySpace
     keys: dict[str, torch.Tensor]  # of the run's items
     words: WordSpace
+    kinship: Kinship
     base: tuple[Any, Any, Any]
     adapter: torch.nn.Module
     weights: dict[str, torch.Tensor]  # of the item scores
@@ -94,10 +97,12 @@ def make_parts(folder: Path, *, profile: bool = True, n_items: int = 40, seed: i
     for weight in scores.parameters():
         weight.data += torch.randn_like(weight) * 0.1
     inputs = torch.cat([*keys.values()], 1) if profile else None
+    kinship = Kinship.fit(keys, cooccurrence_factors(log, n_items, 16, seed), popularity, torch.from_numpy(~unseen))
     network = Network(n_items, 5, width=8, layers=1, heads=HEADS, dropout=0.0, features=inputs)
     return Parts(
         catalogue, features, unseen, log, popularity, ids, space, keys, WordSpace.fit(catalogue.texts(), ~unseen),
-        make_base("qwen3", catalogue.texts()), adapter, scores.state_dict(), SequenceScores(network, 0.5).tensors(),
+        kinship, make_base("qwen3", catalogue.texts()), adapter, scores.state_dict(),
+        SequenceScores(network, 0.5).tensors(),
         torch.randn(SOFT_PROMPT, WIDTH) * 0.1,
     )  # fmt: skip
 
@@ -114,12 +119,13 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
     for m, of in parts.keys.items():
         seen = ~parts.unseen[: len(of)]
         near[m][: len(of)][seen] = of[seen]  # relatives are found by what the run knew of them
+    kin, near = {KIN: parts.kinship.keys(keys)}, near | {KIN: parts.kinship.keys(near)}
     profile = Profile(keys) if "gate.0.weight" in {name.removeprefix("profile.") for name in parts.weights} else None
     scores = _scores(profile, parts.log, n_items)
     scores.load_state_dict(parts.weights)
     scores.sequence = SequenceScores.of_tensors(parts.sequence)
     words = None if profile is None else {WORDS: parts.words.keys(parts.catalogue.texts())}
-    mixer = Mixer(scores.names, {} if words is None else keys | words, torch.from_numpy(parts.popularity))
+    mixer = Mixer(scores.names, {} if words is None else keys | kin | words, torch.from_numpy(parts.popularity))
     weights = torch.randn(mixer.plain.weight.shape, generator=torch.Generator().manual_seed(8))
     mixer.plain.weight.data += 0.3 * weights
     tokenizer, layout, model = parts.base
@@ -134,6 +140,7 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
         relatives=RELATIVES,
         lift=LIFT,
         words=None if words is None else parts.words,
+        kinship=parts.kinship,
     )
     with torch.inference_mode():
         soft = parts.adapter(
@@ -155,7 +162,7 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
             item_scores=scores,
             newcomers=Newcomers.nearest(near, torch.from_numpy(~parts.unseen), RELATIVES, LIFT),
             mixer=mixer,
-            keys=keys if words is None else words,
+            keys=kin | (keys if words is None else words),
             intake=intake,
             adapter_state=parts.adapter.state_dict(),
             adapter_settings={**ADAPTER, "dims": {m: of.values.shape[2] for m, of in parts.features.items()}},

@@ -137,10 +137,12 @@ def test_lists_stay_plain_where_there_is_nothing_to_learn(trained, monkeypatch, 
     assert scores is not None
     width = NUMBERS + len(scores.names) + COSINES * len(space.mixed_keys)
     features = torch.nn.functional.pad(features, (0, width - features.shape[2]))
-    monkeypatch.setattr(mix, "_lists", lambda *_: (features, targets, np.arange(400) % len(space.mixes)))
+    new = torch.arange(400) % 10 == 0
+    monkeypatch.setattr(mix, "_lists", lambda *_: (features, targets, np.arange(400) % len(space.mixes), new))
     result = mix.fit_mixer(space, tmp_path)
     mixer = Mixer.load(tmp_path / "mixer.safetensors", space.mixed_keys, torch.from_numpy(space.popularity))
-    assert (result["gain"] > 3 * result["error"]) == learns
+    assert (result["known"]["gain"] > 3 * result["known"]["error"]) == learns
+    assert (result["known"]["lists"], result["nats"]["lists"]) == (360, 400)
     plain_order = bool((mixer(features).argmax(1) == features[:, :, 0].argmax(1)).all())
     assert plain_order != learns
 
@@ -177,8 +179,9 @@ def test_a_run_lists_what_its_export_serves(trained: Run) -> None:
 
 def test_its_stage_says_what_it_was_worth(trained: Run) -> None:
     result = read_manifest(trained.folder / "mix")["result"]
-    assert result["lists"] > 50
-    assert 0 < result["ndcg@10"]["plain"] <= 1
+    assert 50 < result["known"]["lists"] < result["nats"]["lists"]
+    assert 0 < result["known"]["plain"] <= 1
+    assert result["nats"]["plain"] < 0
 
 
 def test_known_items_played_new_ones(trained: Run) -> None:
@@ -187,9 +190,10 @@ def test_known_items_played_new_ones(trained: Run) -> None:
     backbone = space.tuned_backbone()
     assert backbone.item_scores is not None
     plain = Mixer(backbone.item_scores.names, space.mixed_keys, torch.from_numpy(space.popularity))
-    features, targets, _ = mix._lists(space, backbone, plain)
+    features, targets, _, new = mix._lists(space, backbone, plain)
     is_new = features[torch.arange(len(targets)), targets, 2]
-    assert 0 < is_new.sum() < len(targets)
+    assert torch.equal(is_new.bool(), new)
+    assert 0 < new.sum() < len(targets)
     assert (features[..., 3] == 0)[features[..., 2] == 1].all()
 
 

@@ -45,7 +45,9 @@ def test_new_items_inherit_and_take_their_places() -> None:
         final = dict(zip(items[row].tolist(), scores[row].tolist(), strict=True))
         final.pop(-1, None)
         total, last = np.logaddexp.reduce(likely[row, KNOWN].numpy()), min(final.values())
-        of = {j: final.get(j, min(float(likely[row, j]) - total, last)) for j in known}
+        share = {j: float(likely[row, j]) - total for j in known}
+        searched = {j: min(of, last) if allowed[row, j] else of for j, of in share.items()}
+        of = {j: final.get(j, searched[j]) for j in known}
         expected = dict(final)
         for i in (1, 5, 9):
             cosine = {j: sum(float(key[i] @ key[j]) for key in keys().values()) / 2 for j in known}

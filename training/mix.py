@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
+from genrec.adapters.kinship import KIN
 from genrec.adapters.mixer import Mixer
 from genrec.adapters.newcomers import Newcomers
 from genrec.backbone import Backbone
@@ -50,12 +51,14 @@ class CrossFit:
     targets: Tensor
     part: np.ndarray
     mixers: list[Mixer]
-    result: dict[str, Any]
+    result: dict[str, dict[str, float]]
 
     @property
     def pays(self) -> bool:
-        """Whether mixing gains more than chance would have it."""
-        return bool(self.result["gain"] > SURE * self.result["error"])
+        """Whether mixing is worth it on cases that it did not see, see `fit_mixer`."""
+        known, nats = self.result["known"], self.result.get("nats")
+        knows = nats is not None and nats["gain"] > SURE * nats["error"] and known["gain"] > -known["error"]
+        return knows or known["gain"] > SURE * known["error"]
 
 
 def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
@@ -66,9 +69,12 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
         folder: the stage's.
 
     Returns:
-        the manifest's result: {"lists", "ndcg@10": {"plain", "mixed"}, "gain", "error"}: N@10 of lists that hold their
-        target, by mixers that did not learn from them; the mean over cases of what mixing gains, with its standard
-        error. Unless the gain is more than `SURE` errors, lists stay as they are.
+        the manifest's result, by mixers that did not learn from what they judge: "known", N@10 of the lists whose
+        target is a known item, and where new items join "nats", the log-likelihood of all targets in their lists. Each
+        has the number of "lists", the mean that they have "plain" and "mixed", and over cases the mean of what mixing
+        gains and its standard "error". It is used where known items gain more than `SURE` errors; or where it knows
+        more, by as much, and known items lose no more than one error: how many places new items then take is the
+        lift's business.
 
     Raises:
         ConfigError: too few lists hold their target.
@@ -86,7 +92,7 @@ def cross_fitted(space: Workspace) -> CrossFit:
     backbone = space.tuned_backbone()
     parts = [] if backbone.item_scores is None else backbone.item_scores.names
     plain = Mixer(parts, space.mixed_keys, torch.from_numpy(space.popularity))
-    features, targets, cases = _lists(space, backbone, plain)
+    features, targets, cases, new = _lists(space, backbone, plain)
     of_case = np.random.default_rng(space.recipe.seed).permutation(len(space.mixes)) % FOLDS
     part = torch.from_numpy(of_case[cases])  # by case: one stands in several lists
     if len(part.unique()) < FOLDS:
@@ -94,22 +100,29 @@ def cross_fitted(space: Workspace) -> CrossFit:
             f"mix.users: {len(np.unique(cases))} of {len(space.mixes)} lists hold their next item, too few to learn "
             "from; set it to 0"
         )
-    mixed, mixers = torch.zeros(len(targets)), []
+    mixed, mixers = torch.zeros(2, len(targets)), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(space.recipe.seed)
         for one in range(FOLDS):
             mixers.append(_fitted(copy.deepcopy(plain), features[part != one], targets[part != one]))
-            mixed[part == one] = _ndcg(mixers[-1], features[part == one], targets[part == one])
-    before = _ndcg(plain, features, targets)
-    lists = np.bincount(cases)
-    gains = np.bincount(cases, (mixed - before).numpy())[lists > 0] / lists[lists > 0]
-    scores = {"plain": float(before.mean()), "mixed": float(mixed.mean())}
-    result = {
-        "lists": len(targets), "ndcg@10": scores, "gain": float(gains.mean()), "error": float(stats.sem(gains)),
-    }  # fmt: skip
+            mixed[:, part == one] = _judged(mixers[-1], features[part == one], targets[part == one])
+    before = _judged(plain, features, targets)
+    result = {"known": _gain(before[0, ~new], mixed[0, ~new], cases[~new.numpy()])}
+    if new.any():
+        result["nats"] = _gain(before[1], mixed[1], cases)
     log.info("mixer: %s", result)
     found = CrossFit(plain, features, targets, of_case, mixers, result)
     return found if found.pays else replace(found, mixers=[plain] * FOLDS)
+
+
+def _gain(before: Tensor, mixed: Tensor, cases: np.ndarray) -> dict[str, float]:
+    """What mixing gains lists of scores `before` and `mixed`, float32 [M]; those of one case, int64 [M], count as one."""
+    lists = np.bincount(cases)
+    gains = np.bincount(cases, (mixed - before).numpy())[lists > 0] / lists[lists > 0]
+    return {
+        "lists": len(cases), "plain": float(before.mean()), "mixed": float(mixed.mean()),
+        "gain": float(gains.mean()), "error": float(stats.sem(gains)),
+    }  # fmt: skip
 
 
 def _fitted(mixer: Mixer, features: Tensor, targets: Tensor) -> Mixer:
@@ -136,17 +149,19 @@ def _logits(mixer: Mixer, features: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _ndcg(mixer: Mixer, features: Tensor, targets: Tensor) -> Tensor:
-    """N@10 of lists [M, C, F] whose targets int64 [M] are among them, float32 [M]."""
+def _judged(mixer: Mixer, features: Tensor, targets: Tensor) -> Tensor:
+    """N@10 of lists [M, C, F] whose targets int64 [M] are among them, and the targets' log-likelihood; float32 [2, M]."""
     logits = _logits(mixer.eval(), features)
     place = (logits > logits.gather(1, targets[:, None])).sum(1)
-    return torch.where(place < 10, 1 / (place + 2).log2(), 0.0)
+    nats = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
+    return torch.stack([torch.where(place < 10, 1 / (place + 2).log2(), 0.0), nats])
 
 
 @torch.inference_mode()
-def _lists(space: Workspace, backbone: Backbone, plain: Mixer) -> tuple[Tensor, Tensor, np.ndarray]:
+def _lists(space: Workspace, backbone: Backbone, plain: Mixer) -> tuple[Tensor, Tensor, np.ndarray, Tensor]:
     """The lists that hold their target: features float32 [M, C, F] with a score of -inf where a list has ended, the
-    target's place int64 [M], and the case that each list is of int64 [M]."""
+    target's place int64 [M], the case that each list is of int64 [M], and whether its target plays a new item bool [M].
+    """
     recipe, cases = space.recipe, space.mixes
     known = torch.from_numpy(~space.split.cold)
     available = space.catalogue.available & known.numpy()
@@ -154,25 +169,27 @@ def _lists(space: Workspace, backbone: Backbone, plain: Mixer) -> tuple[Tensor, 
         backbone, space.prompter, cases, available=available, exclude_seen=recipe.data.exclude_seen,
         beams=recipe.evaluate.beams,
     )  # fmt: skip
-    pools: list[tuple[Tensor, Newcomers | None]] = [(known.new_zeros(0, dtype=torch.int64), None)]
+    keys = {name: plain.keys(name) for name in plain.modalities}
+    pools: list[tuple[Tensor, Newcomers | None, dict[str, Tensor]]] = [(known.new_zeros(0, dtype=torch.int64), None, keys)]
     if recipe.new_items.relatives and space.features:
         shuffled = np.random.default_rng(recipe.seed).permutation(np.flatnonzero(known))
         pools = []
         for pool in torch.from_numpy(shuffled[: len(shuffled) // POOLS * POOLS]).view(POOLS, -1):
             others = known.index_fill(0, pool, False)
-            pools.append((pool, Newcomers.nearest(space.content_keys, others, recipe.new_items.relatives, 0.0)))
-    features, targets, users = [], [], []
+            kin = {KIN: space.kinship_of(others).keys(space.content_keys)}  # it never saw these items either
+            joining = Newcomers.nearest(space.content_keys | kin, others, recipe.new_items.relatives, 0.0)
+            pools.append((pool, joining, {name: kin.get(name, of) for name, of in keys.items()}))
+    features, targets, users, new = [], [], [], []
     for start in range(0, len(cases), USERS_AT_ONCE):
         rows = slice(start, start + USERS_AT_ONCE)
         histories, wanted = cases.histories[rows], torch.from_numpy(cases.targets[rows]).long()
         likely = backbone.likely(histories, apart=True)
         likely = None if likely is None else likely.cpu()
         allowed = allowed_items(torch.from_numpy(available), histories, recipe.data.exclude_seen)
-        for pool, newcomers in pools:
+        for pool, newcomers, theirs in pools:
             hidden = torch.isin(found.items[rows], pool)
             left = Ranked(found.items[rows].masked_fill(hidden, -1), found.scores[rows].masked_fill(hidden, -torch.inf))
-            keys = {name: plain.keys(name) for name in plain.modalities}
-            judge = plain.with_items(keys, plain.popularity.index_fill(0, pool, 0))
+            judge = plain.with_items(theirs, plain.popularity.index_fill(0, pool, 0))
             items, scores = judge.candidates(left, likely, allowed, newcomers)
             holds = (items == wanted[:, None]).any(1)
             of = judge.features(histories, items, scores, likely)
@@ -180,4 +197,5 @@ def _lists(space: Workspace, backbone: Backbone, plain: Mixer) -> tuple[Tensor, 
             features.append(of[holds])
             targets.append((items == wanted[:, None]).float().argmax(1)[holds])
             users.append(start + holds.nonzero()[:, 0].numpy())
-    return torch.cat(features), torch.cat(targets), np.concatenate(users)
+            new.append(torch.isin(wanted, pool)[holds])
+    return torch.cat(features), torch.cat(targets), np.concatenate(users), torch.cat(new)
