@@ -1,10 +1,10 @@
-"""Newcomers: items that no training history holds inherit a share of what their nearest relatives in content have.
+"""Newcomers: items that no training history holds inherit a share of what their nearest relatives have.
 
 A log says nothing of an item that nobody has taken, and the language model never wrote its id, so on its own it does
 not come up. Here it gets the weighted mean of the final probabilities of the known items that are most alike, times a
 factor: the lift says how much of the lists new items may take from known ones. What they are alike in stays as training
-left it, so an item that arrives later is treated like one that was held out before. Scoring new items through content, beside the
-generated ones, is the idea of hybrids such as LIGER (Yang et al. 2024, arXiv:2411.18814).
+left it, so an item that arrives later is treated like one that was held out before. Scoring new items through content,
+beside the generated ones, is the idea of hybrids such as LIGER (Yang et al. 2024, arXiv:2411.18814).
 """
 
 from __future__ import annotations

@@ -85,9 +85,7 @@ def with_items(
         mixer = mixer.with_items(read, torch.from_numpy(popularity))
     if scores is not None:
         profile = scores.profile
-        whole = {} if profile is None else {
-            name: _put(profile.keys(name).cpu(), rows, keys[name]) for name in features
-        }
+        whole = {} if profile is None else {name: _put(profile.keys(name).cpu(), rows, keys[name]) for name in features}
         scores = scores.grown(after, whole, torch.from_numpy(export.popularity == 0))
     return export.with_items(
         catalogue=catalogue,

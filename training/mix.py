@@ -116,7 +116,8 @@ def cross_fitted(space: Workspace) -> CrossFit:
 
 
 def _gain(before: Tensor, mixed: Tensor, cases: np.ndarray) -> dict[str, float]:
-    """What mixing gains lists of scores `before` and `mixed`, float32 [M]; those of one case, int64 [M], count as one."""
+    """What mixing gains lists that had `before` and have `mixed`, float32 [M]; every one of `cases`, int64 [M], counts
+    once."""
     lists = np.bincount(cases)
     gains = np.bincount(cases, (mixed - before).numpy())[lists > 0] / lists[lists > 0]
     return {
@@ -150,7 +151,7 @@ def _logits(mixer: Mixer, features: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _judged(mixer: Mixer, features: Tensor, targets: Tensor) -> Tensor:
-    """N@10 of lists [M, C, F] whose targets int64 [M] are among them, and the targets' log-likelihood; float32 [2, M]."""
+    """N@10 and log-likelihood of the targets int64 [M] in their lists [M, C, F], float32 [2, M]."""
     logits = _logits(mixer.eval(), features)
     place = (logits > logits.gather(1, targets[:, None])).sum(1)
     nats = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
@@ -170,7 +171,9 @@ def _lists(space: Workspace, backbone: Backbone, plain: Mixer) -> tuple[Tensor, 
         beams=recipe.evaluate.beams,
     )  # fmt: skip
     keys = {name: plain.keys(name) for name in plain.modalities}
-    pools: list[tuple[Tensor, Newcomers | None, dict[str, Tensor]]] = [(known.new_zeros(0, dtype=torch.int64), None, keys)]
+    pools: list[tuple[Tensor, Newcomers | None, dict[str, Tensor]]] = [
+        (known.new_zeros(0, dtype=torch.int64), None, keys)
+    ]
     if recipe.new_items.relatives and space.features:
         shuffled = np.random.default_rng(recipe.seed).permutation(np.flatnonzero(known))
         pools = []
