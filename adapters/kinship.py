@@ -9,10 +9,9 @@ is predicted of them too: so a new one finds those that its content calls its ki
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
+from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,12 +38,11 @@ class Kinship:
             events: int64 [N], training events.
             known: bool [N], the items to learn from; at least one.
         """
-        x, y = _with_constant(keys)[known].double(), torch.from_numpy(factors)[known].double()
-        sure = torch.from_numpy(events)[known].double()
-        sure = (sure / (sure + DOUBT))[:, None]
-        weights = torch.linalg.solve((x * sure).T @ x + RIDGE * torch.eye(x.shape[1]), (x * sure).T @ y)
+        x, rows = _with_constant(keys)[known].double().numpy(), known.numpy()
+        sure = events[rows] / (events[rows] + DOUBT)
+        weights = Ridge(RIDGE, fit_intercept=False).fit(x, factors[rows], sample_weight=sure).coef_.T
         weights[-1] -= (x @ weights).mean(0)  # cosines about the mean: what all have in common makes no kin
-        return cls(weights.float().contiguous())  # a solver's columns would be saved as rows
+        return cls(torch.from_numpy(np.ascontiguousarray(weights, np.float32)))  # columns would be saved as rows
 
     def keys(self, keys: dict[str, Tensor]) -> Tensor:
         """Content keys of any items [N, E_m] -> float32 [N, WIDTH] of unit rows."""
@@ -53,5 +51,5 @@ class Kinship:
 
 def _with_constant(keys: dict[str, Tensor]) -> Tensor:
     """float32 [N, sum of E_m + 1]."""
-    parts: Sequence[Tensor] = [keys[name] for name in sorted(keys)]
+    parts = [keys[name] for name in sorted(keys)]
     return torch.cat([*parts, torch.ones(len(parts[0]), 1)], 1)
