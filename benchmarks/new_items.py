@@ -87,8 +87,8 @@ def lists_of(run: Run, cases: Cases, mixers: list[Mixer], mixed_by: np.ndarray) 
     for one, mixer in enumerate(mixers):
         theirs = np.flatnonzero(mixed_by == one)
         for rows in np.split(theirs, range(AT_ONCE, len(theirs), AT_ONCE)):
-            histories = [cases.histories[row] for row in rows]
-            allowed = allowed_items(torch.from_numpy(available), histories, exclude_seen)
+            histories = cases[rows].histories
+            allowed = allowed_items(torch.from_numpy(available), cases[rows], exclude_seen)
             with torch.inference_mode():
                 likely = backbone.likely(histories, apart=True)
             found = Ranked(known.items[rows], known.scores[rows])
@@ -124,8 +124,7 @@ def measure(name: str, seed: int, runs: Path) -> tuple[dict[str, np.ndarray], fl
     def build(out: Path) -> None:
         mixed = cross_fitted(space)
         unseen = np.flatnonzero(~np.isin(space.mixes.users, space.chooses.users))  # neither mixer nor choice saw them
-        mixes, test = space.mixes, space.split.test
-        warm = Cases(mixes.users[unseen], [mixes.histories[row] for row in unseen], mixes.targets[unseen])
+        warm, test = space.mixes[unseen], space.split.test
         parts = {"new": (test, np.arange(len(test)) % len(mixed.mixers)), "warm": (warm, mixed.part[unseen])}
         found: dict[str, np.ndarray] = {}
         content = [of.numpy() for of in content_keys(space.features, ~space.split.cold, FEATURES).values()]
@@ -136,7 +135,7 @@ def measure(name: str, seed: int, runs: Path) -> tuple[dict[str, np.ndarray], fl
             rival.tune(space.chooses, exclude_seen)
         for part, (cases, mixed_by) in parts.items():
             tops = {
-                list_: rank(rival, cases.histories, exclude_seen=exclude_seen, allowed=space.catalogue.available)
+                list_: rank(rival, cases, exclude_seen=exclude_seen, allowed=space.catalogue.available)
                 for list_, rival in rivals.items()
             }
             for list_, items in (tops | lists_of(run, cases, mixed.mixers, mixed_by)).items():

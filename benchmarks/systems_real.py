@@ -122,7 +122,7 @@ def missrec(runs: Path, seed: int) -> Found:
         found[name] = accuracy(system_scores(system, table, table.split.test.users), table)
     popular = Popularity()
     popular.fit(table.split.train, table.n_items)
-    top = rank(popular, table.split.test.histories, exclude_seen=False)
+    top = rank(popular, table.split.test, exclude_seen=False)
     found["popularity"] = columns(per_user(top, table.split.test.targets))
     return found
 

@@ -40,7 +40,7 @@ def rank_baseline(run: Run, name: str, sasrec: dict[str, Any] | None = None) -> 
     def build(out: Path) -> dict[str, Any]:
         ranker, chosen = _fitted(run, name, sasrec)
         seen = recipe.data.exclude_seen
-        top = rank(ranker, space.split.test.histories, exclude_seen=seen, allowed=space.catalogue.available)
+        top = rank(ranker, space.split.test, exclude_seen=seen, allowed=space.catalogue.available)
         np.save(out / "top.npy", top)
         return chosen
 

@@ -29,19 +29,19 @@ class Ranker(Protocol):
 
 def rank(
     ranker: Ranker,
-    histories: list[np.ndarray],
+    cases: Cases,
     *,
     exclude_seen: bool,
     allowed: np.ndarray | None = None,
     k: int = 50,
     batch_size: int = 512,
 ) -> np.ndarray:
-    """Best items per history, scored in batches so that [B, N] stays small.
+    """Best items per case, scored in batches so that [B, N] stays small.
 
     Args:
         ranker: a fitted baseline.
-        histories: U histories, int32, oldest event first.
-        exclude_seen: leave out what is in the history.
+        cases: U cases.
+        exclude_seen: leave out what the user had.
         allowed: bool [N]; None allows every item.
         k: list length.
         batch_size: histories scored at once, B.
@@ -50,15 +50,15 @@ def rank(
         int32 [U, k], -1 pads.
     """
     parts = []
-    for start in range(0, len(histories), batch_size):
-        batch = histories[start : start + batch_size]
-        parts.append(top_items(ranker.scores(batch), batch if exclude_seen else None, k, allowed))
+    for start in range(0, len(cases), batch_size):
+        batch = cases[start : start + batch_size]
+        parts.append(top_items(ranker.scores(batch.histories), batch.seen if exclude_seen else None, k, allowed))
     return np.concatenate(parts) if parts else np.zeros((0, k), dtype=np.int32)
 
 
 def ndcg10(ranker: Ranker, cases: Cases, exclude_seen: bool) -> float:
     """Mean ndcg@10 of a ranker over cases, in 0..1: what every baseline is tuned on."""
-    top = rank(ranker, cases.histories, exclude_seen=exclude_seen, k=10)
+    top = rank(ranker, cases, exclude_seen=exclude_seen, k=10)
     return float(per_user(top, cases.targets, ks=(10,))["ndcg@10"].mean())
 
 

@@ -36,7 +36,7 @@ def top_items(
 
     Args:
         scores: float32 [B, N]; -inf leaves an item out.
-        seen: B histories whose items are left out; None keeps them.
+        seen: items that are left out of each row, B arrays; None keeps them.
         k: list length.
         allowed: bool [N]; None allows every item.
 
@@ -108,7 +108,7 @@ def evaluate(
         split: its name stands beside every number.
         train_counts: [N], training events per item.
         user_groups: group -> bool [U]; recall@10 and ndcg@10 are given per group too.
-        exclude_seen: an item of the history counts as invalid.
+        exclude_seen: an item that the user had counts as invalid, see `genrec.splits.Cases`.
         n_boot: bootstrap resamples.
         seed: of the bootstrap.
         pairs: (A, B): the difference A - B over the same users.
@@ -140,7 +140,7 @@ def evaluate(
     for name, top in rankings.items():
         values[name] = per_user(top, cases.targets)
         values[name]["tail_share"] = tail_share(top, train_counts)
-        seen = cases.histories if exclude_seen else None
+        seen = cases.seen if exclude_seen else None
         values[name]["invalid_rate"] = invalid_rate(top, n_items, seen=seen, allowed=allowed)
     everyone = np.ones(n_users, dtype=bool)
     result: dict[str, Any] = {"data": data, "split": split.name, "users": n_users}

@@ -30,7 +30,7 @@ def zero_shot(vectors: np.ndarray, cases: Cases, *, exclude_seen: bool) -> np.nd
     """N@10 of every case, items ranked by cosine to the mean of the history: vectors [N, D] -> float64 [n]."""
     ranker = ContentKNN(decay=1.0)
     ranker.fit([unit(vectors)])
-    top = rank(ranker, cases.histories, exclude_seen=exclude_seen)
+    top = rank(ranker, cases, exclude_seen=exclude_seen)
     return per_user(top, cases.targets)["ndcg@10"]
 
 
@@ -65,7 +65,7 @@ def item_cf(vectors: np.ndarray, split: Split, *, exclude_seen: bool) -> tuple[n
     Args:
         vectors: [N, D].
         split: its training histories say which items have takers in common.
-        exclude_seen: leave out what is in the history.
+        exclude_seen: leave out what the user had.
 
     Returns:
         N@10 of every test case, float64 [n]; and the share of neighbours that are also neighbours by takers, over items
@@ -78,7 +78,7 @@ def item_cf(vectors: np.ndarray, split: Split, *, exclude_seen: bool) -> tuple[n
     by_takers = knn.similarity.toarray()
     known = (by_takers > 0).sum(1) >= NEIGHBOURS
     both = (by_features[known] != 0).multiply(nearest(by_takers)[known] > 0).sum(1)
-    top = rank(NeighbourSum(by_features), split.test.histories, exclude_seen=exclude_seen)
+    top = rank(NeighbourSum(by_features), split.test, exclude_seen=exclude_seen)
     return per_user(top, split.test.targets)["ndcg@10"], float(both.mean() / NEIGHBOURS)
 
 

@@ -281,7 +281,7 @@ def _histories(utility: np.ndarray, latents: np.ndarray, knobs: Planted, rng: np
         )
     if knobs.groups == 2:
         keep = np.flatnonzero(test.users >= n_users // 2)
-        test = Cases(test.users[keep], [test.histories[i] for i in keep], test.targets[keep])
+        test = test[keep]
     valid = Cases(users, list(events[:, :-2]), events[:, -2])
     return Split("planted", list(events[:, :-2]), users, valid, test, cold)
 

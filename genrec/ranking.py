@@ -17,12 +17,12 @@ from genrec.splits import Cases
 BATCH_TOKENS = 16_384  # of prompts per forward pass, padding included
 
 
-def allowed_items(available: Tensor, histories: list[np.ndarray], exclude_seen: bool) -> Tensor:
-    """What B lists may hold: available, bool [N], for each history, bool [B, N]; without its own items if so wished."""
-    allowed = available.repeat(len(histories), 1)
+def allowed_items(available: Tensor, cases: Cases, exclude_seen: bool) -> Tensor:
+    """What B lists may hold, bool [B, N]: what is `available`, bool [N], less what the case's user had if so wished."""
+    allowed = available.repeat(len(cases), 1)
     if exclude_seen:
-        owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-        seen = np.concatenate(histories).astype(np.int64)
+        owner = np.repeat(np.arange(len(cases)), [len(of) for of in cases.seen])
+        seen = np.concatenate(cases.seen).astype(np.int64)
         allowed[torch.from_numpy(owner), torch.from_numpy(seen)] = False
     return allowed
 
@@ -45,7 +45,7 @@ def search_cases(
         prompter: encodes for the same catalogue.
         cases: histories to continue.
         available: bool [N]; other items are never ranked.
-        exclude_seen: leave out the items of a case's own history.
+        exclude_seen: leave out what a case's user had.
         beams: beam width, W.
         newcomers: how new items get into the lists; None: like all others.
         mixer: orders the lists; None: the beams' scores do.
@@ -66,8 +66,9 @@ def search_cases(
             rows = order[start : start + size]
             start += size
             ids, slots, lengths = collate_prompts([prompts[r] for r in rows], prompter.layout, backbone.device)
-            allowed = allowed_items(open_items, [cases.histories[r] for r in rows], exclude_seen)
-            likely = backbone.likely([cases.histories[r] for r in rows], apart=mixer is not None)
+            batch = cases[rows]
+            allowed = allowed_items(open_items, batch, exclude_seen)
+            likely = backbone.likely(batch.histories, apart=mixer is not None)
             ranked = beam_search(
                 backbone,
                 prefill(backbone, backbone.embed(ids, slots), lengths),
@@ -76,7 +77,7 @@ def search_cases(
                 backbone.trie.filter(allowed if newcomers is None else newcomers.without(allowed)),
                 None if likely is None else backbone.trie.prior(likely.total),
             )
-            ranked = whole_lists([cases.histories[r] for r in rows], ranked, likely, allowed, newcomers, mixer, beams)
+            ranked = whole_lists(batch.histories, ranked, likely, allowed, newcomers, mixer, beams)
             n = min(width, ranked.items.shape[1])
             items[rows, :n], scores[rows, :n] = ranked.items[:, :n].cpu(), ranked.scores[:, :n].float().cpu()
     return Ranked(items, scores)

@@ -24,14 +24,31 @@ class Cases:
         users: int64 [n], rows of ``Log.user_ids``.
         histories: n arrays of int32 item rows, oldest first, never empty.
         targets: int32 [n], the item that came next.
+        unshown: n arrays of int32 item rows that the user had taken by then too, and that the history leaves out
+            because they are held out; None: there are none.
     """
 
     users: np.ndarray
     histories: list[np.ndarray]
     targets: np.ndarray
+    unshown: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Cases:
+        """Some of them."""
+        chosen = np.arange(len(self))[rows]
+        histories = [self.histories[row] for row in chosen]
+        unshown = None if self.unshown is None else [self.unshown[row] for row in chosen]
+        return Cases(self.users[chosen], histories, self.targets[chosen], unshown)
+
+    @property
+    def seen(self) -> list[np.ndarray]:
+        """n arrays of int32 item rows: what a list leaves out that leaves out what the user had."""
+        if self.unshown is None:
+            return self.histories
+        return [np.concatenate(both) for both in zip(self.histories, self.unshown, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,8 @@ class Split:
         arrays |= _pack("train", self.train, self.train_users)
         for part, cases in (("valid", self.valid), ("test", self.test)):
             arrays |= _pack(part, cases.histories, cases.users) | {f"{part}_targets": cases.targets}
+            if cases.unshown is not None:
+                arrays |= _pack(f"{part}_unshown", cases.unshown, cases.users)
         with (folder / _FILE).open("wb") as handle:
             np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
         write_json(folder / "split.json", self.summary())
@@ -79,8 +98,8 @@ class Split:
                 name=str(arrays["name"]),
                 train=_unpack("train", arrays),
                 train_users=arrays["train_users"],
-                valid=Cases(arrays["valid_users"], _unpack("valid", arrays), arrays["valid_targets"]),
-                test=Cases(arrays["test_users"], _unpack("test", arrays), arrays["test_targets"]),
+                valid=_cases("valid", arrays),
+                test=_cases("test", arrays),
                 cold=arrays["cold"],
             )
         except (OSError, ValueError, KeyError) as err:
@@ -104,6 +123,11 @@ def _pack(part: str, histories: list[np.ndarray], users: np.ndarray) -> dict[str
     return {f"{part}_items": flat, f"{part}_lengths": lengths, f"{part}_users": users}
 
 
+def _cases(part: str, arrays: dict[str, np.ndarray]) -> Cases:
+    unshown = _unpack(f"{part}_unshown", arrays) if f"{part}_unshown_items" in arrays else None
+    return Cases(arrays[f"{part}_users"], _unpack(part, arrays), arrays[f"{part}_targets"], unshown)
+
+
 def _unpack(part: str, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
     flat = arrays[f"{part}_items"]
     ends = np.cumsum(arrays[f"{part}_lengths"]).tolist()
@@ -111,23 +135,27 @@ def _unpack(part: str, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 
 class _Builder:
-    """Collects (user, history[, target]) triples; keeps the newest `max_history` events of each history."""
+    """Collects users, histories, targets and what is not shown; keeps the newest `max_history` events of a history."""
 
     def __init__(self, max_history: int) -> None:
         self.max_history = max_history
         self.users: list[int] = []
         self.histories: list[np.ndarray] = []
         self.targets: list[int] = []
+        self.unshown: list[np.ndarray] = []
 
-    def add(self, user: int, history: np.ndarray, target: int | None = None) -> None:
+    def add(self, user: int, history: np.ndarray, target: int | None = None, unshown: np.ndarray | None = None) -> None:
         if len(history):
             self.users.append(user)
             self.histories.append(history[-self.max_history :])
             if target is not None:
                 self.targets.append(target)
+            if unshown is not None:
+                self.unshown.append(unshown)
 
     def cases(self) -> Cases:
-        return Cases(np.array(self.users, np.int64), self.histories, np.array(self.targets, np.int32))
+        users, targets = np.array(self.users, np.int64), np.array(self.targets, np.int32)
+        return Cases(users, self.histories, targets, self.unshown or None)
 
 
 def split_log(
@@ -149,7 +177,8 @@ def split_log(
       train only.
     - ``temporal``, cuts before ``c`` and before ``d``: the same; other users' cuts fall at the same moments.
     - ``cold_items``, ``c`` held out: test ``a b -> c``, train ``a b``, valid ``a b -> d``: the last of the
-      user's events that can be learned from is kept for validation.
+      user's events that can be learned from is kept for validation. Held-out items that came before a target are in
+      no history, but the user had them: `Cases.unshown`.
 
     Args:
         log_: the log.
@@ -245,7 +274,9 @@ def _cold_items(
             train.add(user, warm)
         else:
             train.add(user, warm[:-1])
-            valid.add(user, warm[:-1], warm[-1])
+            before = items[: np.flatnonzero(~is_cold)[-1]]
+            valid.add(user, warm[:-1], warm[-1], before[held_out[before]])
         if is_cold.any():
             last = np.flatnonzero(is_cold)[-1]
-            test.add(user, items[:last][~is_cold[:last]], items[last])
+            before = items[:last]
+            test.add(user, before[~is_cold[:last]], items[last], before[is_cold[:last]])

@@ -122,7 +122,7 @@ def rank_system(run: Run, name: str) -> Path:
         _, table, system = trained_on(run.space, wanted, states)
         cases = table.split.test
         scores = system_scores(system, table, cases.users)
-        np.save(out / "top.npy", top_items(scores, cases.histories if seen else None, allowed=allowed))
+        np.save(out / "top.npy", top_items(scores, cases.seen if seen else None, allowed=allowed))
 
     return _stage(run, f"systems/{wanted.name}", wanted, {"exclude_seen": seen}, {}, build)
 

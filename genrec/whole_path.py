@@ -19,7 +19,6 @@ from genrec.evaluate import evaluate, load_per_user, save_per_user, top_items
 from genrec.interactions import Log
 from genrec.pipeline import Run
 from genrec.report import Example, Shown, Texts, Written, write_report
-from genrec.splits import Cases
 from genrec.writer import TASKS
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def planted_truth(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     ours = np.array([row[item] for item in space.catalogue.item_ids])
     histories = [ours[history] for history in cases.histories]
     scores = truth.scores(names, histories)[:, ours]
-    top = top_items(scores, cases.histories if run.recipe.data.exclude_seen else None, 50, space.catalogue.available)
+    top = top_items(scores, cases.seen if run.recipe.data.exclude_seen else None, 50, space.catalogue.available)
     kind = dict(zip(truth.user_ids, truth.kinds, strict=True))
     kinds = np.array([kind[name] for name in names])
     return top, {name: kinds == i for i, name in enumerate(KINDS)}
@@ -153,7 +152,7 @@ def quantise_and_compare(export: Path, methods: Sequence[str], users: int, force
     def build(out: Path) -> None:
         n = len(test.targets)
         rows = np.random.default_rng(seed).choice(n, min(users, n), replace=False)
-        cases = Cases(test.users[rows], [test.histories[i] for i in rows], test.targets[rows])
+        cases = test[rows]
         table: list[dict[str, Any]] = []
         for kind, folders in folders_of.items():
             with contextlib.closing(open_engines(kind, folders)) as engines:

@@ -164,14 +164,13 @@ class Workspace:
         if len(valid) <= most:
             return valid
         chosen = np.random.default_rng(self.recipe.seed).choice(len(valid), most, replace=False)
-        return Cases(valid.users[chosen], [valid.histories[i] for i in chosen], valid.targets[chosen])
+        return valid[chosen]
 
     @cached_property
     def mixes(self) -> Cases:
         """The validation cases that the mixer learns from."""
         valid = self.split.valid
-        rows = np.random.default_rng([self.recipe.seed, 1]).permutation(len(valid))[: self.recipe.mix.users]
-        return Cases(valid.users[rows], [valid.histories[i] for i in rows], valid.targets[rows])
+        return valid[np.random.default_rng([self.recipe.seed, 1]).permutation(len(valid))[: self.recipe.mix.users]]
 
     @cached_property
     def words(self) -> WordSpace | None:

@@ -1,5 +1,7 @@
 """Baselines against loops, on planted logs and on shuffled ones."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
@@ -167,13 +169,27 @@ def test_rank_does_not_depend_on_the_batch():
     train, n_items = small_log()
     model = Markov()
     model.fit(train, n_items)
-    whole = rank(model, train, exclude_seen=True)
-    np.testing.assert_array_equal(whole, rank(model, train, exclude_seen=True, batch_size=7))
+    cases = make_cases(train, [0] * len(train))
+    whole = rank(model, cases, exclude_seen=True)
+    np.testing.assert_array_equal(whole, rank(model, cases, exclude_seen=True, batch_size=7))
     assert whole.shape == (30, 50)
     assert not any(np.isin(row, h).any() for row, h in zip(whole, train, strict=True))
-    assert rank(model, [], exclude_seen=True).shape == (0, 50)
+    assert rank(model, cases[:0], exclude_seen=True).shape == (0, 50)
     allowed = np.arange(n_items) < 5
-    assert rank(model, train, exclude_seen=False, allowed=allowed).max() == 4
+    assert rank(model, cases, exclude_seen=False, allowed=allowed).max() == 4
+
+
+def test_rank_leaves_out_what_no_history_shows():
+    train, n_items = small_log()
+    model = Markov()
+    model.fit(train, n_items)
+    best = rank(model, make_cases(train, [0] * len(train)), exclude_seen=True)[:, :1].astype(np.int32)
+    cases = dataclasses.replace(make_cases(train, [0] * len(train)), unshown=list(best))
+    assert not (rank(model, cases, exclude_seen=True, batch_size=7) == best).any()
+    np.testing.assert_array_equal(
+        rank(model, cases, exclude_seen=False),
+        rank(model, dataclasses.replace(cases, unshown=None), exclude_seen=False),
+    )
 
 
 def test_items_outside_the_catalogue_are_named():

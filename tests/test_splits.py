@@ -83,6 +83,13 @@ def test_cold_items():
         items = log.history(user).tolist()
         last = max(i for i, item in enumerate(items) if made.cold[item])
         assert (history, target) == ([item for item in items[:last] if not made.cold[item]], items[last])
+    for part in (made.valid, made.test):  # the user had them, though no history shows them
+        for user, target, unshown in zip(part.users, part.targets, part.unshown, strict=True):
+            items = log.history(user)
+            before = items[: np.flatnonzero(made.cold[items] == made.cold[target])[-1]]
+            assert unshown.tolist() == before[made.cold[before]].tolist()
+    assert any(map(len, made.valid.unshown))
+    assert any(map(len, made.test.unshown))
     valid, train = triples(made.valid), train_of(made)
     for user in range(200):
         warm = [item for item in log.history(user).tolist() if not made.cold[item]]
@@ -117,6 +124,9 @@ def test_same_seed_same_split_and_exact_round_trip(name, tmp_path):
         np.testing.assert_array_equal(other.train_users, made.train_users, strict=True)
         for part in ("valid", "test"):
             assert triples(getattr(other, part)) == triples(getattr(made, part))
+            assert [set(of.tolist()) for of in getattr(other, part).seen] == [
+                set(of.tolist()) for of in getattr(made, part).seen
+            ]
             for field in ("users", "targets"):
                 a, b = (getattr(getattr(s, part), field) for s in (other, made))
                 np.testing.assert_array_equal(a, b, strict=True)

@@ -188,7 +188,7 @@ def _lists(space: Workspace, backbone: Backbone, plain: Mixer) -> tuple[Tensor, 
         histories, wanted = cases.histories[rows], torch.from_numpy(cases.targets[rows]).long()
         likely = backbone.likely(histories, apart=True)
         likely = None if likely is None else likely.cpu()
-        allowed = allowed_items(torch.from_numpy(available), histories, recipe.data.exclude_seen)
+        allowed = allowed_items(torch.from_numpy(available), cases[rows], recipe.data.exclude_seen)
         for pool, newcomers, theirs in pools:
             hidden = torch.isin(found.items[rows], pool)
             left = Ranked(found.items[rows].masked_fill(hidden, -1), found.scores[rows].masked_fill(hidden, -torch.inf))
