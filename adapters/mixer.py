@@ -35,19 +35,24 @@ COSINES = 3  # features per modality
 
 
 class Mixer(nn.Module):
-    """``logit(i) = w . z(i) + net(z(i))`` with the standardised features ``z`` of `features`; plain lists at first."""
+    """``logit(i) = w . z(i) + net(z(i))`` with the standardised features ``z`` of `features`; plain lists at first.
 
+    One that orders only new items has that logit for them, and for known ones their own score.
+    """
+
+    only_new: Tensor  # bool []
     mean: Tensor  # float32 [F]
     spread: Tensor  # float32 [F]
     popularity: Tensor  # int64 [N]
 
-    def __init__(self, parts: Sequence[str], keys: dict[str, Tensor], popularity: Tensor):
+    def __init__(self, parts: Sequence[str], keys: dict[str, Tensor], popularity: Tensor, only_new: bool = False):
         """
         Args:
             parts: of the item scores, by name.
             keys: modality -> float32 [N, E_m] of unit rows, or 0 where an item lacks it; words may be one, see
                 `genrec.adapters.words`; none: content counts for nothing.
             popularity: int64 [N], training events.
+            only_new: leave known items' scores as they are.
         """
         super().__init__()
         self.parts, self.modalities = tuple(parts), sorted(keys)
@@ -55,9 +60,11 @@ class Mixer(nn.Module):
             self.register_buffer(f"keys_{name}", keys[name], persistent=False)
         self.register_buffer("popularity", popularity, persistent=False)
         width = NUMBERS + len(parts) + COSINES * len(keys)
+        self.register_buffer("only_new", torch.tensor(only_new))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
-        self.plain = nn.Linear(width, 1, bias=False)
+        self.plain = nn.Linear(width, 1)
+        nn.init.zeros_(self.plain.bias)
         last = nn.Linear(HIDDEN, 1, bias=False)
         self.net = nn.Sequential(
             nn.Linear(width, HIDDEN), nn.GELU(), nn.Dropout(DROPOUT),
@@ -154,7 +161,7 @@ class Mixer(nn.Module):
         """features [B, C, F] -> logits [B, C]."""
         z = (features - self.mean) / self.spread
         logits: Tensor = (self.plain(z) + self.net(z))[..., 0]
-        return logits
+        return torch.where(features[..., 2] > 0, logits, features[..., 0] - self.mean[0]) if self.only_new else logits
 
     @torch.inference_mode()
     def order(

@@ -1,10 +1,11 @@
 """Newcomers: items that no training history holds inherit a share of what their nearest relatives have.
 
 A log says nothing of an item that nobody has taken, and the language model never wrote its id, so on its own it does
-not come up. Here it gets the weighted mean of the final probabilities of the known items that are most alike, times a
-factor: the lift says how much of the lists new items may take from known ones. What they are alike in stays as training
-left it, so an item that arrives later is treated like one that was held out before. Scoring new items through content,
-beside the generated ones, is the idea of hybrids such as LIGER (Yang et al. 2024, arXiv:2411.18814).
+not come up. Here it gets the weighted mean of the final probabilities of the known items that are most its kin, more
+where its like is taken often, times a factor: the lift says how much of the lists new items may take from known ones.
+Kinship stays as training left it, so an item that arrives later is treated like one that was held out before. Scoring
+new items through content, beside the generated ones, is the idea of hybrids such as LIGER (Yang et al. 2024,
+arXiv:2411.18814).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-SHARPNESS = 10.0  # of the weights, per unit of cosine
+SHARPNESS = 15.0  # of the weights, per unit of cosine
 BLOCK = 1024  # new items compared at once
 
 
@@ -27,17 +28,19 @@ class Newcomers:
         Args:
             rows: int64 [M], the new items.
             relatives: int64 [M, k], known items.
-            weights: float32 [M, k], rows that sum to 1.
+            weights: float32 [M, k], shares of the relatives, times how much oftener than other items each new one
+                would be taken.
             lift: float32 [], nats.
         """
         self.rows, self.relatives, self.weights, self.lift = rows, relatives, weights, lift
 
     @classmethod
-    def nearest(cls, keys: dict[str, Tensor], known: Tensor, most: int, lift: float) -> Newcomers:
-        """Find each new item's relatives by the mean cosine over modalities, missing ones counting 0.
+    def nearest(cls, keys: Tensor, fame: Tensor, known: Tensor, most: int, lift: float) -> Newcomers:
+        """Find each new item's relatives by the cosine of their keys.
 
         Args:
-            keys: float32 [N, E_m] by name: modalities' from `genrec.adapters.profile.KeySpace`, and kinship.
+            keys: float32 [N, E] of unit rows, from `genrec.adapters.kinship.Kinship`.
+            fame: float32 [N], nats by which an item would be taken oftener than others, see `Kinship.fame`.
             known: bool [N], items that training histories hold; at least one.
             most: relatives per new item, k.
             lift: nats.
@@ -45,10 +48,9 @@ class Newcomers:
         rows, others = (~known).nonzero()[:, 0], known.nonzero()[:, 0]
         best = []
         for block in rows.split(BLOCK):
-            cosines = sum(of[block] @ of[others].T for of in keys.values()) / len(keys)
-            best.append(torch.as_tensor(cosines).topk(min(most, len(others)), dim=1))
+            best.append((keys[block] @ keys[others].T).topk(min(most, len(others)), dim=1))
         relatives = others[torch.cat([found.indices for found in best])]
-        weights = (SHARPNESS * torch.cat([found.values for found in best])).softmax(1)
+        weights = (SHARPNESS * torch.cat([found.values for found in best])).softmax(1) * fame[rows, None].exp()
         return cls(rows, relatives, weights, torch.tensor(float(lift)))
 
     def joined_by(self, more: Newcomers) -> Newcomers:

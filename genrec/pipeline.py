@@ -432,6 +432,7 @@ class Run:
                     quantiser=space.semantic_ids,
                     space=space.key_space,
                     words=space.words,
+                    facts=None if space.kinship is None else space.facts,
                     kinship=space.kinship,
                     relatives=recipe.new_items.relatives,
                     lift=recipe.new_items.lift,

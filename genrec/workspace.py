@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from scipy import sparse
 
 from genrec.adapters import build_adapter
+from genrec.adapters.facts import FactSpace
 from genrec.adapters.item_scores import ItemScores
 from genrec.adapters.kinship import KIN, Kinship
 from genrec.adapters.kinship import WIDTH as KINSHIP
@@ -135,7 +137,7 @@ class Workspace:
 
     @cached_property
     def content_keys(self) -> dict[str, torch.Tensor]:
-        """What profile and newcomers compare; made once for training, ranking and export."""
+        """What the profile compares and kinship reads; made once for training, ranking and export."""
         return self.key_space.keys(self.features)
 
     @cached_property
@@ -188,7 +190,17 @@ class Workspace:
 
     def kinship_of(self, known: torch.Tensor) -> Kinship:
         """The same, learned from the items `known`, bool [N], alone."""
-        return Kinship.fit(self.content_keys, self._factors, self.popularity, known)
+        return Kinship.fit(self.content_keys, self.stated, self._factors, self.popularity, known)
+
+    @cached_property
+    def facts(self) -> FactSpace:
+        """What the catalogue states of the items that training may look at."""
+        return FactSpace.fit(self.catalogue, ~self.split.cold)
+
+    @cached_property
+    def stated(self) -> sparse.csr_matrix:
+        """Every item's facts, float32 [N, F]."""
+        return self.facts.keys(self.catalogue)
 
     @cached_property
     def _factors(self) -> np.ndarray:
@@ -199,7 +211,7 @@ class Workspace:
     @cached_property
     def kin_keys(self) -> dict[str, torch.Tensor]:
         """Every item's, by their name; nothing where there is no kinship."""
-        return {} if self.kinship is None else {KIN: self.kinship.keys(self.content_keys)}
+        return {} if self.kinship is None else {KIN: self.kinship.keys(self.content_keys, self.stated)}
 
     @cached_property
     def mixed_keys(self) -> dict[str, torch.Tensor]:
@@ -209,9 +221,8 @@ class Workspace:
 
     @property
     def exported_keys(self) -> dict[str, torch.Tensor]:
-        """What an export needs of content and has nowhere else; with a profile it has the content keys."""
-        unheld = self.content_keys if self.recipe.new_items.relatives and not self.recipe.backbone.profile else {}
-        return unheld | self.kin_keys | {name: keys for name, keys in self.mixed_keys.items() if name == WORDS}
+        """What an export needs of content beside the profile's keys."""
+        return self.kin_keys | {name: keys for name, keys in self.mixed_keys.items() if name == WORDS}
 
     @cached_property
     def mixer(self) -> Mixer | None:
@@ -232,7 +243,9 @@ class Workspace:
         wanted, known = self.recipe.new_items, torch.from_numpy(~self.split.cold)
         if not wanted.relatives or not self.features or known.all():
             return None
-        return Newcomers.nearest(self.content_keys | self.kin_keys, known, wanted.relatives, wanted.lift)
+        assert self.kinship is not None
+        fame = self.kinship.fame(self.content_keys, self.stated)
+        return Newcomers.nearest(self.kin_keys[KIN], fame, known, wanted.relatives, wanted.lift)
 
     @property
     def reranker(self) -> Reranker | None:

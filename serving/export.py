@@ -6,8 +6,8 @@ item_scores.safetensors  what a history says of every item: weights, keys, table
 newcomers.safetensors  new items and their nearest relatives; absent where new items are like all others
 mixer.safetensors      what orders the lists; absent where the scores do
 reranker.safetensors   a published system behind the beams; absent without
-keys.safetensors       all items' word keys, where the mixer reads them; where new items have relatives, what these are
-                       found by: kinship, and content keys where no profile holds them; absent without all of it
+keys.safetensors       all items' word keys, where the mixer reads them, and kinship, by which new items find relatives;
+                       absent without both
 soft.safetensors       "items" [N, K, D]: the adapter's output; "prompt" [P, D]
 adapter.safetensors    the adapter's weights and settings, for new items
 intake/                what items that come later need, see `genrec.serving.intake`; absent: none can come
@@ -45,7 +45,7 @@ from genrec.prompts import Layout, Prompt, Prompter
 from genrec.serving.intake import INTAKE, Intake
 
 log = logging.getLogger(__name__)
-FORMAT = 9
+FORMAT = 10
 MIXER = "mixer.safetensors"
 RERANKER = "reranker.safetensors"
 REFUSED = "refused.txt"  # in a quantised copy that agreed too little with the original: why
@@ -67,7 +67,7 @@ class Export:
     newcomers: Newcomers | None = None  # how new items get into the lists; None: like all others
     mixer: Mixer | None = None  # orders the lists; None: the items' scores do
     reranker: Reranker | None = None  # orders what the beams find; None: their scores do
-    keys: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # modality or WORDS -> [N, E_m], the run's items
+    keys: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # modality, KIN, WORDS -> [N, E_m], the run's
     renewed: frozenset[int] = frozenset()  # rows whose soft tokens are not the folder's any more
 
     @property
@@ -268,8 +268,7 @@ def write_export(
         card: the model card in Markdown.
         mixer: what orders the lists, if not the items' scores; it reads the profile's keys, if any, and word keys.
         reranker: what orders the beams' items, if not their scores.
-        keys: float32 [N, E_m] by modality, from `genrec.adapters.profile.KeySpace`, where later items look for
-            relatives and no profile holds them; by `KIN`, where they do; and by `WORDS`, where the mixer reads words.
+        keys: float32 [N, E] by `KIN`, where new items look for relatives, and by `WORDS`, where the mixer reads words.
         intake: what items that come later need; None: none can come.
     """
     model.save_pretrained(folder / "model")

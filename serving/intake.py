@@ -4,6 +4,7 @@ intake/semantic_ids/         the quantiser, without any item's codes
 intake/MODALITY.safetensors  what a built-in encoder learned; absent for others
 intake/keys.safetensors      the `KeySpace`
 intake/kinship.safetensors   the `Kinship`; absent where new items have no relatives
+intake/facts.json            the `FactSpace` that it reads; absent with it
 intake/words.safetensors     the `WordSpace`; absent where nothing reads words
 intake/settings.json         each encoder's settings and shape; relatives that a new item inherits from, lift
 """
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from genrec.adapters.facts import FactSpace
 from genrec.adapters.kinship import KIN, Kinship
 from genrec.adapters.profile import KeySpace
 from genrec.adapters.words import WORDS, WordSpace
@@ -44,7 +46,8 @@ class Intake:
     relatives: int  # known items that a new one inherits from; 0: it is like all others
     lift: float  # nats, see `genrec.adapters.newcomers`
     words: WordSpace | None = None
-    kinship: Kinship | None = None
+    facts: FactSpace | None = None
+    kinship: Kinship | None = None  # comes with facts
 
     def features(self, items: Catalogue) -> dict[str, Features]:
         """Modality -> features of items.
@@ -64,10 +67,13 @@ class Intake:
         read = {modality: features[modality] for modality in self.quantiser.space.means}
         return replace(self.quantiser, codes=taken).extend(read).codes[len(taken) :]
 
-    def keys(self, features: dict[str, Features]) -> dict[str, Tensor]:
-        """What M items' relatives are found by, float32 [M, E] by name: content keys, and what kinship says of them."""
+    def keys(self, features: dict[str, Features], items: Catalogue) -> tuple[dict[str, Tensor], Tensor]:
+        """What M items are compared by, float32 [M, E] by name, content keys and kinship's; and fame, float32 [M]."""
         content = self.space.keys(features)
-        return content if self.kinship is None else content | {KIN: self.kinship.keys(content)}
+        if self.kinship is None or self.facts is None:
+            return content, torch.zeros(len(items))
+        stated = self.facts.keys(items)
+        return content | {KIN: self.kinship.keys(content, stated)}, self.kinship.fame(content, stated)
 
     def word_keys(self, items: Catalogue) -> dict[str, Tensor]:
         """What a mixer reads of M items beside these: float32 [M, E] by name, where it reads words."""
@@ -83,6 +89,8 @@ class Intake:
         save_file(arrays, folder / "keys.safetensors")
         if self.kinship is not None:
             save_file({"weights": self.kinship.weights.numpy()}, folder / "kinship.safetensors")
+        if self.facts is not None:
+            write_json(folder / "facts.json", self.facts.weights)
         if self.words is not None:
             save_file({"idf": self.words.idf}, folder / "words.safetensors")
         settings = {
@@ -116,7 +124,9 @@ class Intake:
             words = WordSpace(load_file(file)["idf"]) if file.is_file() else None
             file = folder / "kinship.safetensors"
             kinship = Kinship(torch.from_numpy(load_file(file)["weights"])) if file.is_file() else None
+            file = folder / "facts.json"
+            facts = FactSpace(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
             relatives, lift = int(settings["relatives"]), float(settings["lift"])
-            return cls(encoders, quantiser, space, relatives, lift, words, kinship)
+            return cls(encoders, quantiser, space, relatives, lift, words, facts, kinship)
         except (OSError, ValueError, KeyError, SafetensorError) as err:
             raise ArtefactError(f"{folder}: missing or broken ({err}); export the run again") from err

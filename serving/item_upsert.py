@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from genrec.adapters import build_adapter
+from genrec.adapters.kinship import KIN
 from genrec.adapters.newcomers import Newcomers
 from genrec.catalog import Catalogue
 from genrec.encoders.features import Features
@@ -78,7 +79,7 @@ def with_items(
     rows = torch.tensor([catalogue.index[item_id] for item_id in items.item_ids])
     new = rows >= before
     popularity = np.concatenate([export.popularity, np.zeros(after - before, export.popularity.dtype)])
-    keys, scores, mixer = intake.keys(features), export.item_scores, export.mixer
+    (keys, fame), scores, mixer = intake.keys(features, items), export.item_scores, export.mixer
     if mixer is not None:
         theirs = keys | intake.word_keys(items)
         read = {name: _put(mixer.keys(name).cpu(), rows, theirs[name]) for name in mixer.modalities}
@@ -93,7 +94,7 @@ def with_items(
         popularity=popularity,
         items=_put(export.items, rows, _soft_tokens(export, adapter, features)),
         item_scores=scores,
-        newcomers=_newcomers(export, intake, rows, keys, popularity),
+        newcomers=_newcomers(export, intake, rows, keys, fame, popularity),
         mixer=mixer,
         renewed=export.renewed | frozenset(rows[~new].tolist()),
     )
@@ -118,7 +119,7 @@ def _soft_tokens(export: Export, adapter: nn.Module | None, features: dict[str, 
 
 
 def _newcomers(
-    export: Export, intake: Intake, rows: Tensor, keys: dict[str, Tensor], popularity: np.ndarray
+    export: Export, intake: Intake, rows: Tensor, keys: dict[str, Tensor], fame: Tensor, popularity: np.ndarray
 ) -> Newcomers | None:
     """The export's newcomers, and those of the rows int64 [M] that no history holds.
 
@@ -129,7 +130,7 @@ def _newcomers(
         export: before the items came.
         intake: of the export.
         rows: where the items are now.
-        keys: [M, E_m] by name, theirs, see `Intake.keys`.
+        keys, fame: [M, E_m] by name and [M], theirs, see `Intake.keys`.
         popularity: int64 [N], of all items now.
     """
     known = torch.from_numpy(np.flatnonzero(export.popularity > 0))
@@ -138,7 +139,8 @@ def _newcomers(
         return export.newcomers
     at = torch.cat([known, rows[unseen]])
     is_known = torch.arange(len(at)) < len(known)
-    both = {name: torch.cat([export.keys[name][known], of[unseen]]) for name, of in keys.items()}
-    found = Newcomers.nearest(both, is_known, intake.relatives, intake.lift)
+    both = torch.cat([export.keys[KIN][known], keys[KIN][unseen]])
+    theirs = torch.cat([torch.zeros(len(known)), fame[unseen]])  # of known items nobody asks
+    found = Newcomers.nearest(both, theirs, is_known, intake.relatives, intake.lift)
     more = Newcomers(at[found.rows], at[found.relatives], found.weights, found.lift)
     return more if export.newcomers is None else export.newcomers.joined_by(more)

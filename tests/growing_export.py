@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy import sparse
 
 from genrec.adapters import build_adapter
+from genrec.adapters.facts import FactSpace
 from genrec.adapters.item_scores import ItemScores
 from genrec.adapters.kinship import KIN, Kinship
 from genrec.adapters.mixer import Mixer
@@ -62,6 +64,8 @@ class Parts:
     space: KeySpace
     keys: dict[str, torch.Tensor]  # of the run's items
     words: WordSpace
+    facts: FactSpace
+    stated: sparse.csr_matrix  # of the run's items
     kinship: Kinship
     base: tuple[Any, Any, Any]
     adapter: torch.nn.Module
@@ -97,11 +101,13 @@ def make_parts(folder: Path, *, profile: bool = True, n_items: int = 40, seed: i
     for weight in scores.parameters():
         weight.data += torch.randn_like(weight) * 0.1
     inputs = torch.cat([*keys.values()], 1) if profile else None
-    kinship = Kinship.fit(keys, cooccurrence_factors(log, n_items, 16, seed), popularity, torch.from_numpy(~unseen))
+    facts = FactSpace.fit(catalogue, ~unseen)
+    stated, factors = facts.keys(catalogue), cooccurrence_factors(log, n_items, 16, seed)
+    kinship = Kinship.fit(keys, stated, factors, popularity, torch.from_numpy(~unseen))
     network = Network(n_items, 5, width=8, layers=1, heads=HEADS, dropout=0.0, features=inputs)
     return Parts(
         catalogue, features, unseen, log, popularity, ids, space, keys, WordSpace.fit(catalogue.texts(), ~unseen),
-        kinship, make_base("qwen3", catalogue.texts()), adapter, scores.state_dict(),
+        facts, stated, kinship, make_base("qwen3", catalogue.texts()), adapter, scores.state_dict(),
         SequenceScores(network, 0.5).tensors(),
         torch.randn(SOFT_PROMPT, WIDTH) * 0.1,
     )  # fmt: skip
@@ -116,10 +122,13 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
     n_items = len(parts.catalogue)
     keys = parts.space.keys(parts.features)
     near = {m: of.clone() for m, of in keys.items()}
+    seen = ~parts.unseen[: len(next(iter(parts.keys.values())))]
     for m, of in parts.keys.items():
-        seen = ~parts.unseen[: len(of)]
         near[m][: len(of)][seen] = of[seen]  # relatives are found by what the run knew of them
-    kin, near = {KIN: parts.kinship.keys(keys)}, near | {KIN: parts.kinship.keys(near)}
+    stated = parts.facts.keys(parts.catalogue)
+    kin, stated = {KIN: parts.kinship.keys(keys, stated)}, stated.tolil()
+    stated[np.flatnonzero(seen)] = parts.stated[seen]
+    fame, near_kin = (of(near, stated.tocsr()) for of in (parts.kinship.fame, parts.kinship.keys))
     profile = Profile(keys) if "gate.0.weight" in {name.removeprefix("profile.") for name in parts.weights} else None
     scores = _scores(profile, parts.log, n_items)
     scores.load_state_dict(parts.weights)
@@ -140,6 +149,7 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
         relatives=RELATIVES,
         lift=LIFT,
         words=None if words is None else parts.words,
+        facts=parts.facts,
         kinship=parts.kinship,
     )
     with torch.inference_mode():
@@ -160,9 +170,9 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
             soft_items=soft.clone(),
             soft_prompt=parts.soft_prompt,
             item_scores=scores,
-            newcomers=Newcomers.nearest(near, torch.from_numpy(~parts.unseen), RELATIVES, LIFT),
+            newcomers=Newcomers.nearest(near_kin, fame, torch.from_numpy(~parts.unseen), RELATIVES, LIFT),
             mixer=mixer,
-            keys=kin | (keys if words is None else words),
+            keys=kin | (words or {}),
             intake=intake,
             adapter_state=parts.adapter.state_dict(),
             adapter_settings={**ADAPTER, "dims": {m: of.values.shape[2] for m, of in parts.features.items()}},

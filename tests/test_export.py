@@ -84,7 +84,7 @@ def test_an_unknown_format_is_refused(export_dir: Path) -> None:
     manifest = json.loads((export_dir / "manifest.json").read_text())
     manifest["result"]["format"] = 99
     (export_dir / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtefactError, match="export format 99, this version reads 9; export the run again"):
+    with pytest.raises(ArtefactError, match="export format 99, this version reads 10; export the run again"):
         Export.load(export_dir)
 
 

@@ -51,7 +51,7 @@ def found() -> tuple[Ranked, Likely, torch.Tensor]:
 
 
 def newcomers(lift: float = 0.0) -> Newcomers:
-    return Newcomers.nearest(KEYS, KNOWN, 3, lift)
+    return Newcomers.nearest(KEYS["text"], torch.linspace(-1, 1, N), KNOWN, 3, lift)
 
 
 def test_features_say_what_they_should() -> None:
@@ -106,10 +106,33 @@ def test_it_changes_no_order_before_it_learned() -> None:
             torch.testing.assert_close(mixed.scores.exp().sum(1), torch.ones(4))
 
 
+def test_one_of_new_items_leaves_known_ones_alone() -> None:
+    """Its lists order known items by their scores, whatever it has learned, and new ones among them by what it says."""
+    ranked, likely, allowed = found()
+    torch.manual_seed(3)
+    mixer = Mixer(PARTS, KEYS, POPULARITY, only_new=True).eval()
+    torch.nn.init.normal_(mixer.plain.weight)
+    torch.nn.init.normal_(mixer.plain.bias)
+    items, scores = mixer.candidates(ranked, likely, allowed, newcomers())
+    logits = mixer(mixer.features(HISTORIES, items, scores, likely))
+    known = (items >= 0) & KNOWN[items]
+    torch.testing.assert_close(logits[known] - scores[known], torch.zeros(int(known.sum())))
+    of_all = Mixer(PARTS, KEYS, POPULARITY)
+    of_all.load_state_dict(mixer.state_dict() | {"only_new": torch.tensor(False)})
+    new = (items >= 0) & ~KNOWN[items]
+    torch.testing.assert_close(logits[new], of_all(mixer.features(HISTORIES, items, scores, likely))[new])
+    lists = mixer.order(HISTORIES, ranked, likely, allowed, newcomers(), 8).items
+    for row in range(4):
+        wanted = [i for i in ranked.items[row].tolist() if i >= 0]
+        assert [i for i in lists[row].tolist() if i >= 0 and KNOWN[i]] == wanted
+
+
 def planted(n: int, seed: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lists whose target has the largest mean cosine of one modality, whatever the scores say."""
+    """Lists whose target has the largest mean cosine of one modality, whatever the scores say; their last two items are
+    new."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(n, 8, NUMBERS + COSINES, generator=generator)
+    features[:, :, 2] = (torch.arange(8) >= 6).float()
     told = features[:, :, NUMBERS] + noise * torch.randn(n, 8, generator=generator)
     return features, told.argmax(1)
 
@@ -128,23 +151,34 @@ def test_it_learns_what_is_there() -> None:
 
 @pytest.mark.parametrize(("noise", "learns"), [(0.3, True), (1e6, False)])
 def test_lists_stay_plain_where_there_is_nothing_to_learn(trained, monkeypatch, tmp_path, noise, learns) -> None:
-    """Targets are the best by score, or by a cosine; a mixer of the second kind alone is better than none."""
+    """Targets are as likely as the scores say, or the best by a cosine; here alone a mixer is better than none."""
     features, targets = planted(400, 4, noise)
     if not learns:
-        targets = features[:, :, 0].argmax(1)
+        targets = features[:, :, 0].softmax(1).multinomial(1, generator=torch.Generator().manual_seed(6))[:, 0]
     space = trained.space
     scores = space.tuned_backbone().item_scores
     assert scores is not None
     width = NUMBERS + len(scores.names) + COSINES * len(space.mixed_keys)
     features = torch.nn.functional.pad(features, (0, width - features.shape[2]))
-    new = torch.arange(400) % 10 == 0
+    new = targets >= 6
     monkeypatch.setattr(mix, "_lists", lambda *_: (features, targets, np.arange(400) % len(space.mixes), new))
     result = mix.fit_mixer(space, tmp_path)
     mixer = Mixer.load(tmp_path / "mixer.safetensors", space.mixed_keys, torch.from_numpy(space.popularity))
-    assert (result["known"]["gain"] > 3 * result["known"]["error"]) == learns
-    assert (result["known"]["lists"], result["nats"]["lists"]) == (360, 400)
+    assert (result["all"]["gain"] > 3 * result["all"]["error"]) == learns
+    assert result["all"]["lists"] == int((~new).sum())
+    assert result["orders"] == ("all" if learns else None)
     plain_order = bool((mixer(features).argmax(1) == features[:, :, 0].argmax(1)).all())
     assert plain_order != learns
+
+
+def test_known_items_are_judged_among_themselves() -> None:
+    """Two new ones stand first, then three known ones, the target second of those; one place holds nothing."""
+    features = torch.zeros(1, 6, NUMBERS)
+    features[0, :, 0] = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, -torch.inf])
+    features[0, :2, 2] = 1
+    ndcg, nats = mix._judged(Mixer((), {}, POPULARITY), features, torch.tensor([3]))
+    assert ndcg.item() == pytest.approx(1 / np.log2(3))
+    assert nats.item() == pytest.approx(2 - np.log(np.exp([5.0, 4.0, 3.0, 2.0, 1.0]).sum()), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +201,10 @@ def test_a_run_lists_what_its_export_serves(trained: Run) -> None:
     run = Run(trained.folder, trained.recipe, trained.folder, force=True)
     top = np.load(run.rank_test() / "top.npy")[:20]
     beams, ids, cases = run.recipe.evaluate.beams, np.array(run.space.catalogue.item_ids), run.space.split.test
-    asked = [RecommendRequest([*ids[h]], k=beams, beams=beams) for h in cases.histories[:20]]
+    asked = [
+        RecommendRequest([*ids[h]], k=beams, beams=beams, deny=frozenset(had.tolist()))
+        for h, had in zip(cases.histories[:20], cases.seen, strict=False)
+    ]
     export = Export.load(run.export())
     assert export.mixer is not None
     lists = TorchEngine(export, "cpu").recommend(asked)
@@ -179,9 +216,11 @@ def test_a_run_lists_what_its_export_serves(trained: Run) -> None:
 
 def test_its_stage_says_what_it_was_worth(trained: Run) -> None:
     result = read_manifest(trained.folder / "mix")["result"]
-    assert 50 < result["known"]["lists"] < result["nats"]["lists"]
-    assert 0 < result["known"]["plain"] <= 1
-    assert result["nats"]["plain"] < 0
+    assert result["all"]["lists"] > 50
+    assert 0 < result["all"]["plain"] <= 1
+    if result["orders"] != "all":
+        assert result["new"]["lists"] > result["all"]["lists"]
+        assert result["new"]["plain"] < 0
 
 
 def test_known_items_played_new_ones(trained: Run) -> None:

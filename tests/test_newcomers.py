@@ -16,6 +16,7 @@ from tests.conftest import tiny_recipe
 
 N, LIFT = 12, 0.7
 KNOWN = torch.arange(N) % 4 != 1  # 1, 5 and 9 are new
+FAME = torch.linspace(-1, 1, N)
 
 
 def unit(seed: int, width: int) -> torch.Tensor:
@@ -23,15 +24,12 @@ def unit(seed: int, width: int) -> torch.Tensor:
     return values / values.norm(dim=1, keepdim=True)
 
 
-def keys() -> dict[str, torch.Tensor]:
-    image = unit(2, 3)
-    image[5] = 0  # an item without a picture
-    return {"text": unit(1, 5), "image": image}
+KEYS = unit(1, 5)
 
 
 def test_new_items_inherit_and_take_their_places() -> None:
     """Relatives that were found have their final score, the others what the item scores say, at most the last's."""
-    newcomers = Newcomers.nearest(keys(), KNOWN, 3, LIFT)
+    newcomers = Newcomers.nearest(KEYS, FAME, KNOWN, 3, LIFT)
     generator = torch.Generator().manual_seed(3)
     likely = torch.randn(4, N, generator=generator)
     allowed = torch.ones(4, N, dtype=torch.bool)
@@ -50,12 +48,12 @@ def test_new_items_inherit_and_take_their_places() -> None:
         of = {j: final.get(j, searched[j]) for j in known}
         expected = dict(final)
         for i in (1, 5, 9):
-            cosine = {j: sum(float(key[i] @ key[j]) for key in keys().values()) / 2 for j in known}
+            cosine = {j: float(KEYS[i] @ KEYS[j]) for j in known}
             nearest = sorted(known, key=lambda j: -cosine[j])[:3]
             weights = np.exp([SHARPNESS * cosine[j] for j in nearest])
             mass = sum(w * np.exp(of[j]) for w, j in zip(weights / weights.sum(), nearest, strict=True))
             if allowed[row, i]:
-                expected[i] = LIFT + np.log(mass)
+                expected[i] = LIFT + float(FAME[i]) + np.log(mass)
         order = sorted(expected, key=lambda i: -expected[i])
         listed = found[row] >= 0
         assert found[row, listed].tolist() == order
@@ -64,19 +62,19 @@ def test_new_items_inherit_and_take_their_places() -> None:
 
 
 def test_without_item_scores_relatives_that_were_not_found_share_alike() -> None:
-    newcomers = Newcomers.nearest(keys(), KNOWN, 3, LIFT)
+    newcomers = Newcomers.nearest(KEYS, FAME, KNOWN, 3, LIFT)
     nothing = torch.full((1, 1), -1), torch.full((1, 1), -torch.inf)
     found, values = newcomers.join(*nothing, None, ~KNOWN[None], 5)
     assert sorted(found[0].tolist()) == [-1, 1, 5, 9]
-    np.testing.assert_allclose(values[0, :3], LIFT - np.log(9), atol=1e-6)
+    np.testing.assert_allclose(values[0, :3], LIFT - np.log(9) + FAME[found[0, :3]], atol=1e-6)
 
 
 def test_more_relatives_than_known_items_are_all_of_them() -> None:
-    assert Newcomers.nearest(keys(), KNOWN, 99, 0.0).relatives.shape == (3, 9)
+    assert Newcomers.nearest(KEYS, FAME, KNOWN, 99, 0.0).relatives.shape == (3, 9)
 
 
 def test_they_survive_the_file(tmp_path) -> None:
-    newcomers = Newcomers.nearest(keys(), KNOWN, 3, LIFT)
+    newcomers = Newcomers.nearest(KEYS, FAME, KNOWN, 3, LIFT)
     newcomers.save(tmp_path / "newcomers.safetensors")
     found = Newcomers.load(tmp_path / "newcomers.safetensors")
     asked = torch.tensor([[0, 2]]), torch.tensor([[-0.5, -1.0]]), torch.zeros(1, N), torch.ones(1, N, dtype=torch.bool)
@@ -127,7 +125,10 @@ def test_the_export_serves_them(trained) -> None:
     engine = TorchEngine(Export.load(changed.export()), "cpu")
     ids = np.array(space.catalogue.item_ids)
     beams = changed.recipe.evaluate.beams
-    asked = [RecommendRequest([*ids[h]], k=beams, beams=beams) for h in space.split.test.histories[:20]]
+    asked = [
+        RecommendRequest([*ids[h]], k=beams, beams=beams, deny=frozenset(had.tolist()))
+        for h, had in zip(space.split.test.histories[:20], space.split.test.seen, strict=False)
+    ]
     for row, items in zip(np.load(changed.rank_test() / "top.npy")[:20], engine.recommend(asked), strict=True):
         expected = [ids[i] for i in row[:beams] if i >= 0]
         scores = {item.item_id: item.score for item in items}  # items with the same relatives tie, in either order

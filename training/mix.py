@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +38,20 @@ class CrossFit:
     """Mixers of parts of the cases, each taught by the other parts: what mixing is worth on cases that it did not see.
 
     Attributes:
-        plain: orders lists as they are.
+        start: a mixer that has not learned yet: of all items, of new ones alone, or None where mixing does not pay.
         features: of the lists that hold their target, [M, C, F] with a score of -inf where a list has ended.
         targets: int64 [M], the target's place.
         part: int64 [len(space.mixes)], the part that each case is of.
-        mixers: by part; `plain` for all where mixing does not pay.
+        mixers: by part; those that order lists as they are where mixing does not pay.
         result: of the stage, see `fit_mixer`.
     """
 
-    plain: Mixer
+    start: Mixer | None
     features: Tensor
     targets: Tensor
     part: np.ndarray
     mixers: list[Mixer]
-    result: dict[str, dict[str, float]]
-
-    @property
-    def pays(self) -> bool:
-        """Whether mixing is worth it on cases that it did not see, see `fit_mixer`."""
-        known, nats = self.result["known"], self.result.get("nats")
-        knows = nats is not None and nats["gain"] > SURE * nats["error"] and known["gain"] > -known["error"]
-        return knows or known["gain"] > SURE * known["error"]
+    result: dict[str, Any]
 
 
 def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
@@ -69,12 +62,12 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
         folder: the stage's.
 
     Returns:
-        the manifest's result, by mixers that did not learn from what they judge: "known", N@10 of the lists whose
-        target is a known item, and where new items join "nats", the log-likelihood of all targets in their lists. Each
-        has the number of "lists", the mean that they have "plain" and "mixed", and over cases the mean of what mixing
-        gains and its standard "error". It is used where known items gain more than `SURE` errors; or where it knows
-        more, by as much, and known items lose no more than one error: how many places new items then take is the
-        lift's business.
+        the manifest's result, by mixers that did not learn from what they judge: "all", what one that orders all items
+        does for N@10 among known items, of lists whose target is one; and where new items join, "new", what one that
+        orders these alone does for the log-likelihood of all targets in their lists. Each has the number of "lists",
+        the mean that they have "plain" and "mixed", and over cases the mean of what mixing gains and its standard
+        "error". The first whose gain is more than `SURE` errors is used ("orders"): how many places new items then take
+        is the lift's business.
 
     Raises:
         ConfigError: too few lists hold their target.
@@ -82,7 +75,7 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
     found = cross_fitted(space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(space.recipe.seed)
-        mixer = _fitted(found.plain, found.features, found.targets) if found.pays else found.plain
+        mixer = found.mixers[0] if found.start is None else _fitted(found.start, found.features, found.targets)
     mixer.save(folder / MIXER)
     return found.result
 
@@ -100,19 +93,21 @@ def cross_fitted(space: Workspace) -> CrossFit:
             f"mix.users: {len(np.unique(cases))} of {len(space.mixes)} lists hold their next item, too few to learn "
             "from; set it to 0"
         )
-    mixed, mixers = torch.zeros(2, len(targets)), []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(space.recipe.seed)
-        for one in range(FOLDS):
-            mixers.append(_fitted(copy.deepcopy(plain), features[part != one], targets[part != one]))
-            mixed[:, part == one] = _judged(mixers[-1], features[part == one], targets[part == one])
-    before = _judged(plain, features, targets)
-    result = {"known": _gain(before[0, ~new], mixed[0, ~new], cases[~new.numpy()])}
-    if new.any():
-        result["nats"] = _gain(before[1], mixed[1], cases)
-    log.info("mixer: %s", result)
-    found = CrossFit(plain, features, targets, of_case, mixers, result)
-    return found if found.pays else replace(found, mixers=[plain] * FOLDS)
+    before, result = _judged(plain, features, targets), {}
+    for orders, counts in (("all", ~new), ("new", torch.ones_like(new))) if new.any() else (("all", ~new),):
+        start = Mixer(parts, space.mixed_keys, torch.from_numpy(space.popularity), only_new=orders == "new")
+        mixed, mixers = torch.zeros_like(before), []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(space.recipe.seed)
+            for one in range(FOLDS):
+                mixers.append(_fitted(copy.deepcopy(start), features[part != one], targets[part != one]))
+                mixed[:, part == one] = _judged(mixers[-1], features[part == one], targets[part == one])
+        of = int(orders == "new")  # N@10 or log-likelihood
+        result[orders] = gain = _gain(before[of, counts], mixed[of, counts], cases[counts.numpy()])
+        log.info("mixer of %s items: %s", orders, gain)
+        if gain["gain"] > SURE * gain["error"]:
+            return CrossFit(start, features, targets, of_case, mixers, {"orders": orders, **result})
+    return CrossFit(None, features, targets, of_case, [plain] * FOLDS, {"orders": None, **result})
 
 
 def _gain(before: Tensor, mixed: Tensor, cases: np.ndarray) -> dict[str, float]:
@@ -129,6 +124,7 @@ def _gain(before: Tensor, mixed: Tensor, cases: np.ndarray) -> dict[str, float]:
 def _fitted(mixer: Mixer, features: Tensor, targets: Tensor) -> Mixer:
     """Trained on lists [M, C, F] with targets int64 [M]."""
     real = features[features[:, :, 0] > -torch.inf]
+    real = real[real[:, 2] > 0] if mixer.only_new else real
     mixer.set_scale(real.mean(0), real.std(0).clamp(min=1e-3))
     optimiser = torch.optim.AdamW(mixer.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
@@ -151,9 +147,10 @@ def _logits(mixer: Mixer, features: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _judged(mixer: Mixer, features: Tensor, targets: Tensor) -> Tensor:
-    """N@10 and log-likelihood of the targets int64 [M] in their lists [M, C, F], float32 [2, M]."""
+    """N@10 among known items and log-likelihood of the targets int64 [M] in their lists [M, C, F], float32 [2, M]."""
     logits = _logits(mixer.eval(), features)
-    place = (logits > logits.gather(1, targets[:, None])).sum(1)
+    known = features[:, :, 2] == 0
+    place = (known & (logits > logits.gather(1, targets[:, None]))).sum(1)
     nats = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
     return torch.stack([torch.where(place < 10, 1 / (place + 2).log2(), 0.0), nats])
 
@@ -179,8 +176,10 @@ def _lists(space: Workspace, backbone: Backbone, plain: Mixer) -> tuple[Tensor, 
         pools = []
         for pool in torch.from_numpy(shuffled[: len(shuffled) // POOLS * POOLS]).view(POOLS, -1):
             others = known.index_fill(0, pool, False)
-            kin = {KIN: space.kinship_of(others).keys(space.content_keys)}  # it never saw these items either
-            joining = Newcomers.nearest(space.content_keys | kin, others, recipe.new_items.relatives, 0.0)
+            kinship = space.kinship_of(others)  # it never saw these items either
+            kin = {KIN: kinship.keys(space.content_keys, space.stated)}
+            fame = kinship.fame(space.content_keys, space.stated)
+            joining = Newcomers.nearest(kin[KIN], fame, others, recipe.new_items.relatives, 0.0)
             pools.append((pool, joining, {name: kin.get(name, of) for name, of in keys.items()}))
     features, targets, users, new = [], [], [], []
     for start in range(0, len(cases), USERS_AT_ONCE):
