@@ -202,7 +202,7 @@ class NewItems(Settings):
     """Items that no training history holds: how they get into the lists."""
 
     relatives: int = Field(
-        0, ge=0, description="known items, nearest in content and kinship, that a new one inherits from (0: none)"
+        0, ge=0, description="known items, nearest by kinship, that a new one inherits from (0: none)"
     )
     lift: float = Field(0.35, description="nats on top of what a new item inherits: more shows more of them")
 
