@@ -1,4 +1,4 @@
-"""Facts: what the catalogue states of an item beside its text, its categories and its attributes' values.
+"""Facts: what the catalogue states of an item in so many words: categories, attributes' values, the title's words.
 
 An encoder that reads "director: A, actors: B, C" blurs who they are. Here everyone is a column of their own: a sparse
 unit vector per item, in which what few items have weighs more (inverse document frequency).
@@ -6,6 +6,7 @@ unit vector per item, in which what few items have weighs more (inverse document
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -52,4 +53,5 @@ def _facts(catalogue: Catalogue, row: int) -> list[str]:
     """Every fact of an item, once, as "name: value"."""
     stated = [(name, part) for name, value in catalogue.attributes[row].items() for part in value.split(BETWEEN)]
     stated += [("category", name) for name in catalogue.categories[row]]
+    stated += [("title", word) for word in re.findall(r"\w+", catalogue.titles[row] or "")]
     return list(dict.fromkeys(f"{name}: {value.strip().casefold()}" for name, value in stated if value.strip()))

@@ -37,7 +37,8 @@ COSINES = 3  # features per modality
 class Mixer(nn.Module):
     """``logit(i) = w . z(i) + net(z(i))`` with the standardised features ``z`` of `features`; plain lists at first.
 
-    One that orders only new items has that logit for them, and for known ones their own score.
+    One that orders only new items has that logit for them, and for known ones their own score times how far it is to be
+    trusted: more than 0, so they keep their order.
     """
 
     only_new: Tensor  # bool []
@@ -63,6 +64,7 @@ class Mixer(nn.Module):
         self.register_buffer("only_new", torch.tensor(only_new))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
+        self.trust = nn.Parameter(torch.zeros(()))  # nats
         self.plain = nn.Linear(width, 1)
         nn.init.zeros_(self.plain.bias)
         last = nn.Linear(HIDDEN, 1, bias=False)
@@ -161,7 +163,8 @@ class Mixer(nn.Module):
         """features [B, C, F] -> logits [B, C]."""
         z = (features - self.mean) / self.spread
         logits: Tensor = (self.plain(z) + self.net(z))[..., 0]
-        return torch.where(features[..., 2] > 0, logits, features[..., 0] - self.mean[0]) if self.only_new else logits
+        known = (features[..., 0] - self.mean[0]) * self.trust.exp()
+        return torch.where(features[..., 2] > 0, logits, known) if self.only_new else logits
 
     @torch.inference_mode()
     def order(
