@@ -12,7 +12,6 @@ from benchmarks.accuracy import KEPT
 from benchmarks.kept import Kept
 from benchmarks.lists import METRICS, values
 from benchmarks.results import RESULTS, over_seeds, over_users_and_seeds
-from genrec.config import NewItems
 
 
 def test_interval_is_students() -> None:
@@ -101,8 +100,8 @@ def test_what_is_kept_grows_part_by_part(tmp_path: Path) -> None:
     assert [line.split(" | ")[0] for line in again.runs().splitlines()[2:]] == [f"| lists/a/{n}" for n in (0, 10, 2)]
 
 
-def test_new_items_are_judged_by_the_default_lift_beside_the_best_rival() -> None:
-    judged = new_items.name_of(NewItems().lift)
+def test_new_items_are_judged_by_their_sets_lift_beside_the_best_rival() -> None:
+    judged = new_items.name_of(new_items.JUDGED["amazon-scientific"])
     assert judged in map(new_items.name_of, new_items.LIFTS)
     worse, best, worst = new_items.RIVALS
     new = {judged: np.array([1.0, 0, 1, 0]), best: np.array([0.0, 0, 1, 0]), worse: np.zeros(4), worst: np.zeros(4)}
