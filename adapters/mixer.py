@@ -45,6 +45,7 @@ class Mixer(nn.Module):
     mean: Tensor  # float32 [F]
     spread: Tensor  # float32 [F]
     popularity: Tensor  # int64 [N]
+    entry: Tensor  # float32 [], nats that new items get on top
 
     def __init__(self, parts: Sequence[str], keys: dict[str, Tensor], popularity: Tensor, only_new: bool = False):
         """
@@ -62,6 +63,7 @@ class Mixer(nn.Module):
         self.register_buffer("popularity", popularity, persistent=False)
         width = NUMBERS + len(parts) + COSINES * len(keys)
         self.register_buffer("only_new", torch.tensor(only_new))
+        self.register_buffer("entry", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
         self.trust = nn.Parameter(torch.zeros(()))  # nats
@@ -178,14 +180,14 @@ class Mixer(nn.Module):
     ) -> Ranked:
         """The list, best first.
 
-        Scores are log-probabilities among the candidates; a lift of new items comes on top. Arguments as for
+        Scores are log-probabilities among the candidates; new items' entry and lift come on top. Arguments as for
         `candidates` and `features`; `most`: items of the longest list.
         """
         items, scores = self.candidates(found, likely, allowed, newcomers)
         logits = self(self.features(histories, items, scores, likely)).masked_fill(items < 0, -torch.inf)
         scores = logits.log_softmax(1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # of an empty list
         if newcomers is not None:
-            scores = scores + newcomers.lift * (self.popularity[items.clamp(min=0)] == 0)
+            scores = scores + (newcomers.lift + self.entry) * (self.popularity[items.clamp(min=0)] == 0)
         best, at = scores.topk(min(most, scores.shape[1]), dim=1)
         return Ranked(items.gather(1, at).masked_fill(best == -torch.inf, -1), best)
 

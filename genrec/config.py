@@ -196,6 +196,9 @@ class Mix(Settings):
     """A small network that orders the lists by all that is known of their items; it learns from validation."""
 
     users: int = Field(0, ge=0, description="validation users whose next item it learns from, at most (0: no mixer)")
+    price: float = Field(
+        0.015, ge=0, lt=1, description="share of known items' recall@10, of the generator's, that new items may cost"
+    )
 
 
 class NewItems(Settings):
@@ -204,7 +207,9 @@ class NewItems(Settings):
     relatives: int = Field(
         0, ge=0, description="known items, nearest by kinship, that a new one inherits from (0: none)"
     )
-    lift: float = Field(0.35, description="nats on top of what a new item inherits: more shows more of them")
+    lift: float = Field(
+        0.0, description="nats on top of what a new item inherits, or of what mix.price allows: more shows more of them"
+    )
 
 
 class Finetune(Settings):

@@ -101,7 +101,7 @@ def test_what_is_kept_grows_part_by_part(tmp_path: Path) -> None:
 
 
 def test_new_items_are_judged_by_their_sets_lift_beside_the_best_rival() -> None:
-    judged = new_items.name_of(new_items.JUDGED["amazon-scientific"])
+    judged = new_items.name_of(new_items.JUDGED)
     assert judged in map(new_items.name_of, new_items.LIFTS)
     worse, best, worst = new_items.RIVALS
     new = {judged: np.array([1.0, 0, 1, 0]), best: np.array([0.0, 0, 1, 0]), worse: np.zeros(4), worst: np.zeros(4)}

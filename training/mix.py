@@ -22,6 +22,7 @@ from genrec.backbone import Backbone
 from genrec.decode import Ranked
 from genrec.errors import ConfigError
 from genrec.ranking import allowed_items, search_cases
+from genrec.training.price import LOOKED_AT, TOP, Prices
 from genrec.workspace import MIXER, Workspace
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ class CrossFit:
         features: of the lists that hold their target, [M, C, F] with a score of -inf where a list has ended.
         targets: int64 [M], the target's place.
         part: int64 [len(space.mixes)], the part that each case is of.
-        mixers: by part; those that order lists as they are where mixing does not pay.
+        mixers: by part; those that order lists as they are where mixing does not pay. New items enter by what they
+            cost the other parts.
+        prices: what they cost each case; None where there are no new items.
         result: of the stage, see `fit_mixer`.
     """
 
@@ -51,6 +54,7 @@ class CrossFit:
     targets: Tensor
     part: np.ndarray
     mixers: list[Mixer]
+    prices: Prices | None
     result: dict[str, Any]
 
 
@@ -62,12 +66,12 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
         folder: the stage's.
 
     Returns:
-        the manifest's result, by mixers that did not learn from what they judge: "all", what one that orders all items
-        does for N@10 among known items, of lists whose target is one; and where new items join, "new", what one that
-        orders these alone does for the log-likelihood of all targets in their lists. Each has the number of "lists",
-        the mean that they have "plain" and "mixed", and over cases the mean of what mixing gains and its standard
-        "error". The first whose gain is more than `SURE` errors is used ("orders"): how many places new items then take
-        is the lift's business.
+        the manifest's result: "entry", the nats with which new items cost `mix.price`; and by mixers that did not learn
+        from what they judge: "all", what one that orders all items does for N@10 among known items, of lists whose
+        target is one; and where new items join, "new", what one that orders these alone does for the log-likelihood of
+        all targets in their lists. Each has the number of "lists", the mean that they have "plain" and "mixed", and
+        over cases the mean of what mixing gains and its standard "error". The first whose gain is more than `SURE`
+        errors is used ("orders"): how many places new items then take is the price's business.
 
     Raises:
         ConfigError: too few lists hold their target.
@@ -76,8 +80,10 @@ def fit_mixer(space: Workspace, folder: Path) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(space.recipe.seed)
         mixer = found.mixers[0] if found.start is None else _fitted(found.start, found.features, found.targets)
+    if found.prices is not None:
+        mixer.entry.fill_(found.prices.entry(space.recipe.mix.price))
     mixer.save(folder / MIXER)
-    return found.result
+    return found.result | {"entry": float(mixer.entry)}
 
 
 def cross_fitted(space: Workspace) -> CrossFit:
@@ -85,7 +91,12 @@ def cross_fitted(space: Workspace) -> CrossFit:
     backbone = space.tuned_backbone()
     parts = [] if backbone.item_scores is None else backbone.item_scores.names
     plain = Mixer(parts, space.mixed_keys, torch.from_numpy(space.popularity))
-    features, targets, cases, new = _lists(space, backbone, plain)
+    recipe = space.recipe
+    found = search_cases(
+        backbone, space.prompter, space.mixes, available=space.catalogue.available & ~space.split.cold,
+        exclude_seen=recipe.data.exclude_seen, beams=recipe.evaluate.beams,
+    )  # fmt: skip
+    features, targets, cases, new = _lists(space, backbone, plain, found)
     of_case = np.random.default_rng(space.recipe.seed).permutation(len(space.mixes)) % FOLDS
     part = torch.from_numpy(of_case[cases])  # by case: one stands in several lists
     if len(part.unique()) < FOLDS:
@@ -106,8 +117,16 @@ def cross_fitted(space: Workspace) -> CrossFit:
         result[orders] = gain = _gain(before[of, counts], mixed[of, counts], cases[counts.numpy()])
         log.info("mixer of %s items: %s", orders, gain)
         if gain["gain"] > SURE * gain["error"]:
-            return CrossFit(start, features, targets, of_case, mixers, {"orders": orders, **result})
-    return CrossFit(None, features, targets, of_case, [plain] * FOLDS, {"orders": None, **result})
+            break
+    else:
+        orders, start, mixers = None, None, [copy.deepcopy(plain) for _ in range(FOLDS)]
+    prices = None
+    if space.newcomers is not None:
+        prices = _prices(space, backbone, mixers, of_case, found)
+        for one, mixer in enumerate(mixers):
+            mixer.entry.fill_(prices.of(torch.from_numpy(of_case != one)).entry(recipe.mix.price))
+            log.info("mixer of part %d: new items enter with %.2f nats", one, mixer.entry)
+    return CrossFit(start, features, targets, of_case, mixers, prices, {"orders": orders, **result})
 
 
 def _gain(before: Tensor, mixed: Tensor, cases: np.ndarray) -> dict[str, float]:
@@ -156,17 +175,50 @@ def _judged(mixer: Mixer, features: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _lists(space: Workspace, backbone: Backbone, plain: Mixer) -> tuple[Tensor, Tensor, np.ndarray, Tensor]:
+def _prices(space: Workspace, backbone: Backbone, mixers: list[Mixer], part: np.ndarray, found: Ranked) -> Prices:
+    """Of all cases, by the mixer of their part; beside a known item's logit and place it is told its list's tenth
+    score, its best one and the history's length.
+
+    Args:
+        space, backbone, mixers, part: see `CrossFit`.
+        found: known items of all cases.
+    """
+    recipe, cases, newcomers = space.recipe, space.mixes, space.newcomers
+    available, rows_of, parts = torch.from_numpy(space.catalogue.available), [], []
+    for one, mixer in enumerate(mixers):
+        for rows in torch.from_numpy(np.flatnonzero(part == one)).split(USERS_AT_ONCE):
+            batch = cases[rows.numpy()]
+            likely = backbone.likely(batch.histories, apart=True)
+            likely = None if likely is None else likely.cpu()
+            allowed = allowed_items(available, batch, recipe.data.exclude_seen)
+            of = Ranked(found.items[rows], found.scores[rows])
+            items, scores = mixer.candidates(of, likely, allowed, newcomers)
+            read = mixer.features(batch.histories, items, scores, likely)
+            logits = mixer(read).masked_fill(items < 0, -torch.inf).log_softmax(1)
+            new = read[:, :, 2] > 0
+            hit = items == torch.from_numpy(batch.targets).long()[:, None]
+            known, at = logits.masked_fill(new, -torch.inf).topk(min(LOOKED_AT, logits.shape[1]), dim=1)
+            best = logits.masked_fill(~new, -torch.inf).topk(min(TOP, logits.shape[1]), dim=1).values
+            plain = scores.masked_fill(new, -torch.inf).topk(min(TOP, scores.shape[1]), dim=1).indices
+            about = torch.stack([read[:, 0, 4], read[:, 0, 0], read[:, 0, 5]], 1)
+            rows_of.append(rows)
+            parts.append((known, hit.gather(1, at), best, about, hit.gather(1, plain).any(1)))
+    order = torch.cat(rows_of).argsort()
+    return Prices(*(torch.cat(of)[order] for of in zip(*parts, strict=True)))
+
+
+@torch.inference_mode()
+def _lists(
+    space: Workspace, backbone: Backbone, plain: Mixer, found: Ranked
+) -> tuple[Tensor, Tensor, np.ndarray, Tensor]:
     """The lists that hold their target: features float32 [M, C, F] with a score of -inf where a list has ended, the
     target's place int64 [M], the case that each list is of int64 [M], and whether its target plays a new item bool [M].
+
+    Of known items that were `found` for all cases.
     """
     recipe, cases = space.recipe, space.mixes
     known = torch.from_numpy(~space.split.cold)
     available = space.catalogue.available & known.numpy()
-    found = search_cases(
-        backbone, space.prompter, cases, available=available, exclude_seen=recipe.data.exclude_seen,
-        beams=recipe.evaluate.beams,
-    )  # fmt: skip
     keys = {name: plain.keys(name) for name in plain.modalities}
     pools: list[tuple[Tensor, Newcomers | None, dict[str, Tensor]]] = [
         (known.new_zeros(0, dtype=torch.int64), None, keys)
