@@ -46,6 +46,7 @@ class Mixer(nn.Module):
     spread: Tensor  # float32 [F]
     popularity: Tensor  # int64 [N]
     entry: Tensor  # float32 [], nats that new items get on top
+    temper: Tensor  # float32 [], with which they inherit, see `Newcomers.inherited`
 
     def __init__(self, parts: Sequence[str], keys: dict[str, Tensor], popularity: Tensor, only_new: bool = False):
         """
@@ -64,6 +65,7 @@ class Mixer(nn.Module):
         width = NUMBERS + len(parts) + COSINES * len(keys)
         self.register_buffer("only_new", torch.tensor(only_new))
         self.register_buffer("entry", torch.zeros(()))
+        self.register_buffer("temper", torch.ones(()))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
         self.trust = nn.Parameter(torch.zeros(()))  # nats
@@ -107,7 +109,7 @@ class Mixer(nn.Module):
         items, scores = found.items, found.scores
         if newcomers is not None:
             shares = known_shares(None if likely is None else likely.total, allowed, newcomers)
-            inherited = newcomers.inherited(items, scores, shares, allowed)
+            inherited = newcomers.inherited(items, scores, shares, allowed, self.temper)
             best, at = inherited.topk(min(NEW, inherited.shape[1]), dim=1)
             new = newcomers.rows[at].masked_fill(best == -torch.inf, -1)
             items, scores = torch.cat([items, new], 1), torch.cat([scores, best], 1)

@@ -96,15 +96,19 @@ class Newcomers:
         found = torch.cat([items, self.rows.expand(len(items), -1)], 1).gather(1, at)
         return found.masked_fill(best == -torch.inf, -1), best
 
-    def inherited(self, items: Tensor, scores: Tensor, shares: Tensor, allowed: Tensor) -> Tensor:
+    def inherited(
+        self, items: Tensor, scores: Tensor, shares: Tensor, allowed: Tensor, temper: float | Tensor = 1.0
+    ) -> Tensor:
         """What new items have from their relatives, without the lift: float32 [B, M], -inf where not allowed.
 
-        Arguments as for `join`; shares: from `known_shares`.
+        Arguments as for `join`; shares: from `known_shares`; temper: a power of the probabilities, which add up to what
+        they did before. Those of a generator that is too sure of its first places need less than 1.
         """
         last = scores.masked_fill(items < 0, torch.inf).amin(1, keepdim=True)  # inf where nothing was found
         shares = torch.where(allowed, torch.minimum(shares, last), shares)  # nobody searched for what is not allowed
         of = torch.cat([shares, shares[:, :1]], 1)  # one column more, for what is -1
-        of = of.scatter(1, torch.where(items < 0, allowed.shape[1], items), scores)
+        of = of.scatter(1, torch.where(items < 0, allowed.shape[1], items), scores)[:, :-1]
+        of = of * temper + (of.logsumexp(1, keepdim=True) - (of * temper).logsumexp(1, keepdim=True))
         inherited = (of[:, self.relatives] + self.weights.log()).logsumexp(2)
         return inherited.masked_fill(~allowed[:, self.rows], -torch.inf)
 

@@ -230,12 +230,9 @@ def test_known_items_played_new_ones(trained: Run) -> None:
     backbone = space.tuned_backbone()
     assert backbone.item_scores is not None
     plain = Mixer(backbone.item_scores.names, space.mixed_keys, torch.from_numpy(space.popularity))
-    recipe = trained.recipe
-    found = mix.search_cases(
-        backbone, space.prompter, space.mixes, available=~space.split.cold, exclude_seen=recipe.data.exclude_seen,
-        beams=recipe.evaluate.beams,
-    )  # fmt: skip
-    features, targets, _, new = mix._lists(space, backbone, plain, found)
+    features, targets, _, new = mix._lists(
+        space, backbone, plain, mix._pools(space, plain), mix._known(space, backbone, space.mixes)
+    )
     is_new = features[torch.arange(len(targets)), targets, 2]
     assert torch.equal(is_new.bool(), new)
     assert 0 < new.sum() < len(targets)

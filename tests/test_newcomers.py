@@ -69,6 +69,20 @@ def test_without_item_scores_relatives_that_were_not_found_share_alike() -> None
     np.testing.assert_allclose(values[0, :3], LIFT - np.log(9) + FAME[found[0, :3]], atol=1e-6)
 
 
+def test_a_temper_flattens_what_they_inherit_and_takes_nothing() -> None:
+    newcomers = Newcomers.nearest(KEYS, FAME, KNOWN, 3, LIFT)
+    shares = (
+        torch.randn(2, N, generator=torch.Generator().manual_seed(4)).masked_fill(~KNOWN, -torch.inf).log_softmax(1)
+    )
+    nothing = torch.full((2, 1), -1), torch.full((2, 1), -torch.inf)
+    allowed = ~KNOWN.expand(2, N)  # nobody searched for known ones
+    flat = (shares.exp() ** 0.4).where(KNOWN, torch.zeros(()))
+    flat = flat / flat.sum(1, keepdim=True)
+    for temper, of in ((1.0, shares.exp()), (0.4, flat)):
+        expected = (of[:, newcomers.relatives] * newcomers.weights).sum(2).log()
+        torch.testing.assert_close(newcomers.inherited(*nothing, shares, allowed, temper), expected)
+
+
 def test_more_relatives_than_known_items_are_all_of_them() -> None:
     assert Newcomers.nearest(KEYS, FAME, KNOWN, 99, 0.0).relatives.shape == (3, 9)
 

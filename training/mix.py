@@ -15,13 +15,15 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
+from genrec.adapters.item_scores import Likely
 from genrec.adapters.kinship import KIN
 from genrec.adapters.mixer import Mixer
-from genrec.adapters.newcomers import Newcomers
+from genrec.adapters.newcomers import Newcomers, known_shares
 from genrec.backbone import Backbone
 from genrec.decode import Ranked
 from genrec.errors import ConfigError
 from genrec.ranking import allowed_items, search_cases
+from genrec.splits import Cases
 from genrec.training.price import LOOKED_AT, TOP, Prices
 from genrec.workspace import MIXER, Workspace
 
@@ -30,8 +32,29 @@ POOLS = 10  # parts of the known items that play new ones in turn
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 128, 3e-3, 0.1
 STEPS = 300
 SURE = 3.0  # standard errors of what mixing gains; below, chance may have said so
+TEMPERS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3)  # of inherited probabilities
 FOLDS = 4  # of the cases, each judged by a mixer that learned from the others
 USERS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Known items that play new ones.
+
+    Attributes:
+        rows: int64 [P].
+        newcomers: that they are, beside the run's own; None where new items do not join.
+        keys: what a mixer reads, by name, see `Mixer`; kinship never saw them.
+    """
+
+    rows: Tensor
+    newcomers: Newcomers | None
+    keys: dict[str, Tensor]
+
+    def hidden_from(self, found: Ranked) -> Ranked:
+        """What was found without them."""
+        hidden = torch.isin(found.items, self.rows)
+        return Ranked(found.items.masked_fill(hidden, -1), found.scores.masked_fill(hidden, -torch.inf))
 
 
 @dataclass(frozen=True)
@@ -91,12 +114,11 @@ def cross_fitted(space: Workspace) -> CrossFit:
     backbone = space.tuned_backbone()
     parts = [] if backbone.item_scores is None else backbone.item_scores.names
     plain = Mixer(parts, space.mixed_keys, torch.from_numpy(space.popularity))
-    recipe = space.recipe
-    found = search_cases(
-        backbone, space.prompter, space.mixes, available=space.catalogue.available & ~space.split.cold,
-        exclude_seen=recipe.data.exclude_seen, beams=recipe.evaluate.beams,
-    )  # fmt: skip
-    features, targets, cases, new = _lists(space, backbone, plain, found)
+    pools, found = _pools(space, plain), _known(space, backbone, space.mixes)
+    if pools[0].newcomers is not None:
+        plain.temper.fill_(_temper(space, backbone, pools))
+        log.info("mixer: new items inherit with a temper of %.2g", plain.temper)
+    features, targets, cases, new = _lists(space, backbone, plain, pools, found)
     of_case = np.random.default_rng(space.recipe.seed).permutation(len(space.mixes)) % FOLDS
     part = torch.from_numpy(of_case[cases])  # by case: one stands in several lists
     if len(part.unique()) < FOLDS:
@@ -107,6 +129,7 @@ def cross_fitted(space: Workspace) -> CrossFit:
     before, result = _judged(plain, features, targets), {}
     for orders, counts in (("all", ~new), ("new", torch.ones_like(new))) if new.any() else (("all", ~new),):
         start = Mixer(parts, space.mixed_keys, torch.from_numpy(space.popularity), only_new=orders == "new")
+        start.temper.copy_(plain.temper)
         mixed, mixers = torch.zeros_like(before), []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(space.recipe.seed)
@@ -124,7 +147,7 @@ def cross_fitted(space: Workspace) -> CrossFit:
     if space.newcomers is not None:
         prices = _prices(space, backbone, mixers, of_case, found)
         for one, mixer in enumerate(mixers):
-            mixer.entry.fill_(prices.of(torch.from_numpy(of_case != one)).entry(recipe.mix.price))
+            mixer.entry.fill_(prices.of(torch.from_numpy(of_case != one)).entry(space.recipe.mix.price))
             log.info("mixer of part %d: new items enter with %.2f nats", one, mixer.entry)
     return CrossFit(start, features, targets, of_case, mixers, prices, {"orders": orders, **result})
 
@@ -174,6 +197,62 @@ def _judged(mixer: Mixer, features: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([torch.where(place < 10, 1 / (place + 2).log2(), 0.0), nats])
 
 
+def _known(space: Workspace, backbone: Backbone, cases: Cases) -> Ranked:
+    """What a search among known items finds for cases."""
+    return search_cases(
+        backbone, space.prompter, cases, available=space.catalogue.available & ~space.split.cold,
+        exclude_seen=space.recipe.data.exclude_seen, beams=space.recipe.evaluate.beams,
+    )  # fmt: skip
+
+
+def _said(space: Workspace, backbone: Backbone, cases: Cases, known_only: bool = False) -> tuple[Likely | None, Tensor]:
+    """Item scores of B cases on the CPU, None where there are none; and what their lists may hold, bool [B, N]."""
+    likely = backbone.likely(cases.histories, apart=True)
+    available = space.catalogue.available & ~space.split.cold if known_only else space.catalogue.available
+    allowed = allowed_items(torch.from_numpy(available), cases, space.recipe.data.exclude_seen)
+    return None if likely is None else likely.cpu(), allowed
+
+
+def _pools(space: Workspace, plain: Mixer) -> list[Pool]:
+    """Parts of the known items; a single one of none where new items do not join."""
+    known, relatives = torch.from_numpy(~space.split.cold), space.recipe.new_items.relatives
+    keys = {name: plain.keys(name) for name in plain.modalities}
+    if not relatives or not space.features:
+        return [Pool(known.new_zeros(0, dtype=torch.int64), None, keys)]
+    shuffled = np.random.default_rng(space.recipe.seed).permutation(np.flatnonzero(known))
+    pools = []
+    for rows in torch.from_numpy(shuffled[: len(shuffled) // POOLS * POOLS]).view(POOLS, -1):
+        others = known.index_fill(0, rows, False)
+        kinship = space.kinship_of(others)  # it never saw these items either
+        kin = {KIN: kinship.keys(space.content_keys, space.stated)}
+        fame = kinship.fame(space.content_keys, space.stated)
+        newcomers = Newcomers.nearest(kin[KIN], fame, others, relatives, 0.0)
+        pools.append(Pool(rows, newcomers, {name: kin.get(name, of) for name, of in keys.items()}))
+    return pools
+
+
+@torch.inference_mode()
+def _temper(space: Workspace, backbone: Backbone, pools: list[Pool]) -> float:
+    """Which of `TEMPERS` tells best what was taken of a pool, on the cases that fine-tuning chose by."""
+    cases = space.chooses
+    found, nats = _known(space, backbone, cases), torch.zeros(len(TEMPERS))
+    for start in range(0, len(cases), USERS_AT_ONCE):
+        batch = cases[start : start + USERS_AT_ONCE]
+        wanted = torch.from_numpy(batch.targets).long()
+        likely, allowed = _said(space, backbone, batch, known_only=True)
+        may = allowed.gather(1, wanted[:, None])[:, 0]
+        for pool in pools:
+            assert pool.newcomers is not None
+            mine = (may & torch.isin(wanted, pool.rows)).nonzero()[:, 0]
+            left = pool.hidden_from(Ranked(found.items[start + mine], found.scores[start + mine]))
+            shares = known_shares(None if likely is None else likely.total[mine], allowed[mine], pool.newcomers)
+            place = (pool.newcomers.rows == wanted[mine, None]).float().argmax(1, keepdim=True)
+            for one, temper in enumerate(TEMPERS):
+                inherited = pool.newcomers.inherited(left.items, left.scores, shares, allowed[mine], temper)
+                nats[one] += inherited.log_softmax(1).gather(1, place).sum()
+    return TEMPERS[int(nats.argmax())]
+
+
 @torch.inference_mode()
 def _prices(space: Workspace, backbone: Backbone, mixers: list[Mixer], part: np.ndarray, found: Ranked) -> Prices:
     """Of all cases, by the mixer of their part; beside a known item's logit and place it is told its list's tenth
@@ -183,16 +262,13 @@ def _prices(space: Workspace, backbone: Backbone, mixers: list[Mixer], part: np.
         space, backbone, mixers, part: see `CrossFit`.
         found: known items of all cases.
     """
-    recipe, cases, newcomers = space.recipe, space.mixes, space.newcomers
-    available, rows_of, parts = torch.from_numpy(space.catalogue.available), [], []
+    rows_of, parts = [], []
     for one, mixer in enumerate(mixers):
         for rows in torch.from_numpy(np.flatnonzero(part == one)).split(USERS_AT_ONCE):
-            batch = cases[rows.numpy()]
-            likely = backbone.likely(batch.histories, apart=True)
-            likely = None if likely is None else likely.cpu()
-            allowed = allowed_items(available, batch, recipe.data.exclude_seen)
+            batch = space.mixes[rows.numpy()]
+            likely, allowed = _said(space, backbone, batch)
             of = Ranked(found.items[rows], found.scores[rows])
-            items, scores = mixer.candidates(of, likely, allowed, newcomers)
+            items, scores = mixer.candidates(of, likely, allowed, space.newcomers)
             read = mixer.features(batch.histories, items, scores, likely)
             logits = mixer(read).masked_fill(items < 0, -torch.inf).log_softmax(1)
             new = read[:, :, 2] > 0
@@ -209,47 +285,28 @@ def _prices(space: Workspace, backbone: Backbone, mixers: list[Mixer], part: np.
 
 @torch.inference_mode()
 def _lists(
-    space: Workspace, backbone: Backbone, plain: Mixer, found: Ranked
+    space: Workspace, backbone: Backbone, plain: Mixer, pools: list[Pool], found: Ranked
 ) -> tuple[Tensor, Tensor, np.ndarray, Tensor]:
     """The lists that hold their target: features float32 [M, C, F] with a score of -inf where a list has ended, the
     target's place int64 [M], the case that each list is of int64 [M], and whether its target plays a new item bool [M].
 
     Of known items that were `found` for all cases.
     """
-    recipe, cases = space.recipe, space.mixes
-    known = torch.from_numpy(~space.split.cold)
-    available = space.catalogue.available & known.numpy()
-    keys = {name: plain.keys(name) for name in plain.modalities}
-    pools: list[tuple[Tensor, Newcomers | None, dict[str, Tensor]]] = [
-        (known.new_zeros(0, dtype=torch.int64), None, keys)
-    ]
-    if recipe.new_items.relatives and space.features:
-        shuffled = np.random.default_rng(recipe.seed).permutation(np.flatnonzero(known))
-        pools = []
-        for pool in torch.from_numpy(shuffled[: len(shuffled) // POOLS * POOLS]).view(POOLS, -1):
-            others = known.index_fill(0, pool, False)
-            kinship = space.kinship_of(others)  # it never saw these items either
-            kin = {KIN: kinship.keys(space.content_keys, space.stated)}
-            fame = kinship.fame(space.content_keys, space.stated)
-            joining = Newcomers.nearest(kin[KIN], fame, others, recipe.new_items.relatives, 0.0)
-            pools.append((pool, joining, {name: kin.get(name, of) for name, of in keys.items()}))
+    cases = space.mixes
     features, targets, users, new = [], [], [], []
     for start in range(0, len(cases), USERS_AT_ONCE):
         rows = slice(start, start + USERS_AT_ONCE)
-        histories, wanted = cases.histories[rows], torch.from_numpy(cases.targets[rows]).long()
-        likely = backbone.likely(histories, apart=True)
-        likely = None if likely is None else likely.cpu()
-        allowed = allowed_items(torch.from_numpy(available), cases[rows], recipe.data.exclude_seen)
-        for pool, newcomers, theirs in pools:
-            hidden = torch.isin(found.items[rows], pool)
-            left = Ranked(found.items[rows].masked_fill(hidden, -1), found.scores[rows].masked_fill(hidden, -torch.inf))
-            judge = plain.with_items(theirs, plain.popularity.index_fill(0, pool, 0))
-            items, scores = judge.candidates(left, likely, allowed, newcomers)
+        batch, wanted = cases[rows], torch.from_numpy(cases.targets[rows]).long()
+        likely, allowed = _said(space, backbone, batch, known_only=True)
+        for pool in pools:
+            left = pool.hidden_from(Ranked(found.items[rows], found.scores[rows]))
+            judge = plain.with_items(pool.keys, plain.popularity.index_fill(0, pool.rows, 0))
+            items, scores = judge.candidates(left, likely, allowed, pool.newcomers)
             holds = (items == wanted[:, None]).any(1)
-            of = judge.features(histories, items, scores, likely)
+            of = judge.features(batch.histories, items, scores, likely)
             of[:, :, 0].masked_fill_(items < 0, -torch.inf)
             features.append(of[holds])
             targets.append((items == wanted[:, None]).float().argmax(1)[holds])
             users.append(start + holds.nonzero()[:, 0].numpy())
-            new.append(torch.isin(wanted, pool)[holds])
+            new.append(torch.isin(wanted, pool.rows)[holds])
     return torch.cat(features), torch.cat(targets), np.concatenate(users), torch.cat(new)
