@@ -32,7 +32,7 @@ POOLS = 10  # parts of the known items that play new ones in turn
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 128, 3e-3, 0.1
 STEPS = 300
 SURE = 3.0  # standard errors of what mixing gains; below, chance may have said so
-TEMPERS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3)  # of inherited probabilities
+TEMPERS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2)  # of inherited probabilities
 FOLDS = 4  # of the cases, each judged by a mixer that learned from the others
 USERS_AT_ONCE = 256
 
@@ -255,7 +255,7 @@ def _temper(space: Workspace, backbone: Backbone, pools: list[Pool]) -> float:
 
 @torch.inference_mode()
 def _prices(space: Workspace, backbone: Backbone, mixers: list[Mixer], part: np.ndarray, found: Ranked) -> Prices:
-    """Of all cases, by the mixer of their part; beside a known item's logit and place it is told its list's tenth
+    """Of all cases, by the mixer of their part; beside a known item's place it is told its list's tenth
     score, its best one and the history's length.
 
     Args:

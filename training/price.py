@@ -45,7 +45,7 @@ class Prices:
     def entry(self, most: float) -> float:
         """The largest of `ENTRIES` with which known items lose no more than a share `most` of the generator's recall.
 
-        Known items that leave the first places cost what a logistic regression says of such items: hits themselves are
+        Known items that leave the first places cost what a logistic regression says of such places: hits themselves are
         too few to tell 1 % from 2 %. What their own new order gains or loses counts as it was.
         """
         first = self.known[:, :TOP]
@@ -61,11 +61,14 @@ class Prices:
         return found
 
     def _likely(self) -> Tensor:
-        """How likely each known item is the target, float32 [M, K]."""
+        """How likely each known item is the target, by its place and its list, float32 [M, K].
+
+        Its score would make places that new items take look cheaper than they are: in the tenth it says little.
+        """
         real = self.known > -torch.inf
         place = torch.arange(self.known.shape[1]).expand_as(self.known).log1p()
         about = self.about[:, None].expand(-1, self.known.shape[1], -1)
-        seen = torch.cat([self.known[:, :, None], place[:, :, None], about], 2)[real]
+        seen = torch.cat([place[:, :, None], about], 2)[real]
         likely = torch.zeros(self.known.shape)
         if self.hit[real].any():
             model = make_pipeline(StandardScaler(), LogisticRegression()).fit(seen.numpy(), self.hit[real].numpy())
