@@ -255,8 +255,8 @@ def _temper(space: Workspace, backbone: Backbone, pools: list[Pool]) -> float:
 
 @torch.inference_mode()
 def _prices(space: Workspace, backbone: Backbone, mixers: list[Mixer], part: np.ndarray, found: Ranked) -> Prices:
-    """Of all cases, by the mixer of their part; beside a known item's place it is told its list's tenth
-    score, its best one and the history's length.
+    """Of all cases, by the mixer of their part; beside a known item's place they know its list's tenth score, its best
+    one and the history's length.
 
     Args:
         space, backbone, mixers, part: see `CrossFit`.
