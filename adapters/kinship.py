@@ -50,18 +50,12 @@ class Kinship:
         kin = _ridge(keys, facts, torch.from_numpy(factors), sure, rows, RIDGE)
         return cls(torch.cat([kin, _ridge(keys, facts, fame, torch.ones_like(sure), rows, FAME_RIDGE)], 1))
 
-    def keys(self, keys: dict[str, Tensor], facts: sparse.csr_matrix) -> Tensor:
-        """Any items' content [N, E_m] and [N, F] -> float32 [N, WIDTH] of unit rows."""
-        return F.normalize(self._said(keys, facts)[:, :-1], dim=1)
-
-    def fame(self, keys: dict[str, Tensor], facts: sparse.csr_matrix) -> Tensor:
-        """How much oftener than the mean of the known items' each would be taken: nats, float32 [N]."""
-        return self._said(keys, facts)[:, -1]
-
-    def _said(self, keys: dict[str, Tensor], facts: sparse.csr_matrix) -> Tensor:
-        """float32 [N, WIDTH + 1]."""
+    def of(self, keys: dict[str, Tensor], facts: sparse.csr_matrix) -> tuple[Tensor, Tensor]:
+        """Any items' content [N, E_m] and [N, F] -> their keys, float32 [N, WIDTH] of unit rows, and their fame,
+        float32 [N]: nats by which each would be taken oftener than the mean of the known items."""
         blocks = torch.arange(facts.shape[0]).split(BLOCK)
-        return torch.cat([_design(keys, facts, block) @ self.weights for block in blocks])
+        said = torch.cat([_design(keys, facts, block) @ self.weights for block in blocks])
+        return F.normalize(said[:, :-1], dim=1), said[:, -1]
 
 
 def _ridge(

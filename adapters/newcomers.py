@@ -40,7 +40,7 @@ class Newcomers:
 
         Args:
             keys: float32 [N, E] of unit rows, from `genrec.adapters.kinship.Kinship`.
-            fame: float32 [N], nats by which an item would be taken oftener than others, see `Kinship.fame`.
+            fame: float32 [N], nats by which an item would be taken oftener than others, see `Kinship.of`.
             known: bool [N], items that training histories hold; at least one.
             most: relatives per new item, k.
             lift: nats.

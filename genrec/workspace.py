@@ -211,7 +211,12 @@ class Workspace:
     @cached_property
     def kin_keys(self) -> dict[str, torch.Tensor]:
         """Every item's, by their name; nothing where there is no kinship."""
-        return {} if self.kinship is None else {KIN: self.kinship.keys(self.content_keys, self.stated)}
+        return {} if self._kin is None else {KIN: self._kin[0]}
+
+    @cached_property
+    def _kin(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Every item's key and fame, where there is kinship."""
+        return None if self.kinship is None else self.kinship.of(self.content_keys, self.stated)
 
     @cached_property
     def mixed_keys(self) -> dict[str, torch.Tensor]:
@@ -243,9 +248,8 @@ class Workspace:
         wanted, known = self.recipe.new_items, torch.from_numpy(~self.split.cold)
         if not wanted.relatives or not self.features or known.all():
             return None
-        assert self.kinship is not None
-        fame = self.kinship.fame(self.content_keys, self.stated)
-        return Newcomers.nearest(self.kin_keys[KIN], fame, known, wanted.relatives, wanted.lift)
+        assert self._kin is not None
+        return Newcomers.nearest(*self._kin, known, wanted.relatives, wanted.lift)
 
     @property
     def reranker(self) -> Reranker | None:

@@ -72,8 +72,8 @@ class Intake:
         content = self.space.keys(features)
         if self.kinship is None or self.facts is None:
             return content, torch.zeros(len(items))
-        stated = self.facts.keys(items)
-        return content | {KIN: self.kinship.keys(content, stated)}, self.kinship.fame(content, stated)
+        kin, fame = self.kinship.of(content, self.facts.keys(items))
+        return content | {KIN: kin}, fame
 
     def word_keys(self, items: Catalogue) -> dict[str, Tensor]:
         """What a mixer reads of M items beside these: float32 [M, E] by name, where it reads words."""

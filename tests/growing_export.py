@@ -126,9 +126,9 @@ def write(parts: Parts, folder: Path, *, text: Encoder | None = None) -> Path:
     for m, of in parts.keys.items():
         near[m][: len(of)][seen] = of[seen]  # relatives are found by what the run knew of them
     stated = parts.facts.keys(parts.catalogue)
-    kin, stated = {KIN: parts.kinship.keys(keys, stated)}, stated.tolil()
+    kin, stated = {KIN: parts.kinship.of(keys, stated)[0]}, stated.tolil()
     stated[np.flatnonzero(seen)] = parts.stated[seen]
-    fame, near_kin = (of(near, stated.tocsr()) for of in (parts.kinship.fame, parts.kinship.keys))
+    near_kin, fame = parts.kinship.of(near, stated.tocsr())
     profile = Profile(keys) if "gate.0.weight" in {name.removeprefix("profile.") for name in parts.weights} else None
     scores = _scores(profile, parts.log, n_items)
     scores.load_state_dict(parts.weights)

@@ -47,18 +47,18 @@ def of_its_group(keys: torch.Tensor, group: np.ndarray, known: torch.Tensor) -> 
 
 def test_relatives_are_those_that_the_same_people_take() -> None:
     keys, facts, log, group, known = world()
-    found = of_its_group(fitted(keys, facts, log, known).keys(keys, facts), group, known)
+    found = of_its_group(fitted(keys, facts, log, known).of(keys, facts)[0], group, known)
     assert found > of_its_group(keys["text"], group, known) - 0.03  # as if told that pictures do not count
     assert found > of_its_group(torch.cat([*keys.values()], 1), group, known) + 0.15  # by all of them
     shuffled = [np.random.default_rng(1).permutation(N - NEW)[events].astype(np.int32) for events in log]
-    by_chance = fitted(keys, facts, shuffled, known).keys(keys, facts)
+    by_chance = fitted(keys, facts, shuffled, known).of(keys, facts)[0]
     assert found > of_its_group(by_chance, group, known) + 0.3  # the log tells
 
 
 def test_fame_is_of_those_whose_like_is_taken_often() -> None:
     keys, facts, log, _, known = world(4)
     kinship = fitted(keys, facts, log, known)
-    fame, half = kinship.fame(keys, facts), facts.toarray()[:, 1] > 0
+    fame, half = kinship.of(keys, facts)[1], facts.toarray()[:, 1] > 0
     assert abs(float(fame[known].mean())) < 1e-4
     taken = np.log1p(of_log(log)[1])
     apart = float(taken[known.numpy() & half].mean() - taken[known.numpy() & ~half].mean())
@@ -83,10 +83,10 @@ def test_it_is_two_ridge_regressions(monkeypatch) -> None:
     x = np.concatenate([keys["image"], keys["text"], facts.toarray(), np.ones((N, 1))], 1).astype(np.float64)
     expected = least_squares(x, factors, events / (events + DOUBT), known, RIDGE)
     kinship = Kinship.fit(keys, facts, factors, events, known)
-    found = kinship.keys(keys, facts)
+    found, fame = kinship.of(keys, facts)
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
     expected = least_squares(x, np.log1p(events)[:, None], np.ones(N), known, FAME_RIDGE)
-    np.testing.assert_allclose(kinship.fame(keys, facts)[:, None], expected, atol=1e-4)
+    np.testing.assert_allclose(fame[:, None], expected, atol=1e-4)
 
 
 def test_what_it_was_not_shown_changes_nothing() -> None:
@@ -104,7 +104,7 @@ def test_items_without_content_are_nobodys_kin() -> None:
     keys, facts, log, _, known = world(3)
     kinship = fitted(keys, facts, log, known)
     nothing = {name: torch.zeros(2, of.shape[1]) for name, of in keys.items()}, sparse.csr_matrix((2, 2), dtype="f4")
-    found = kinship.keys(*nothing)
+    found = kinship.of(*nothing)[0]
     assert torch.isfinite(found).all()
     assert torch.equal(found[0], found[1])
-    assert float((found[:1] @ kinship.keys(keys, facts)[known].T).abs().mean()) < 0.5
+    assert float((found[:1] @ kinship.of(keys, facts)[0][known].T).abs().mean()) < 0.5

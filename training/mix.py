@@ -223,11 +223,9 @@ def _pools(space: Workspace, plain: Mixer) -> list[Pool]:
     pools = []
     for rows in torch.from_numpy(shuffled[: len(shuffled) // POOLS * POOLS]).view(POOLS, -1):
         others = known.index_fill(0, rows, False)
-        kinship = space.kinship_of(others)  # it never saw these items either
-        kin = {KIN: kinship.keys(space.content_keys, space.stated)}
-        fame = kinship.fame(space.content_keys, space.stated)
-        newcomers = Newcomers.nearest(kin[KIN], fame, others, relatives, 0.0)
-        pools.append(Pool(rows, newcomers, {name: kin.get(name, of) for name, of in keys.items()}))
+        kin, fame = space.kinship_of(others).of(space.content_keys, space.stated)  # it never saw these items either
+        newcomers = Newcomers.nearest(kin, fame, others, relatives, 0.0)
+        pools.append(Pool(rows, newcomers, {name: kin if name == KIN else of for name, of in keys.items()}))
     return pools
 
 
