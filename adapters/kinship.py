@@ -74,7 +74,7 @@ def _ridge(
         gram += weighted.T @ x
         moment += weighted.T @ said[block].double()
         total += x.sum(0)[:, None]
-    weights = torch.linalg.solve(gram, moment)
+    weights = torch.cholesky_solve(moment, torch.linalg.cholesky(gram))
     weights[-1] -= (total / len(rows) * weights).sum(0)
     return weights.float()
 

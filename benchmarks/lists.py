@@ -32,7 +32,7 @@ def values(places: np.ndarray, metric: str) -> np.ndarray:
 
 
 def measured(run: Run, ranking: Path, stages: Iterable[Path], parameters: int) -> dict[str, np.ndarray]:
-    """What is kept of one model of one seed: "places", "thirds" and "cost", as in `SeedResult`.
+    """What is kept of one model of one seed: "places" and "cost", as in `SeedResult`.
 
     Args:
         run: of the set.
