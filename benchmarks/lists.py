@@ -44,21 +44,22 @@ def measured(run: Run, ranking: Path, stages: Iterable[Path], parameters: int) -
     cost = [sum(m["seconds"] for m in manifests), max(m["peak_rss_mb"] for m in manifests), parameters]
     targets = run.space.split.test.targets
     hits = np.load(ranking / "top.npy") == targets[:, None]
-    counts = run.space.popularity[targets]
-    return {
-        "places": np.where(hits.any(1), hits.argmax(1) + 1, 0).astype(np.uint8),
-        "thirds": np.searchsorted(np.quantile(counts, (1 / 3, 2 / 3)), counts, "right").astype(np.uint8),
-        "cost": np.array(cost, float),
-    }
+    return {"places": np.where(hits.any(1), hits.argmax(1) + 1, 0).astype(np.uint8), "cost": np.array(cost, float)}
 
 
 def generated(run: Run, of: Run) -> dict[str, np.ndarray]:
-    """What is kept of a generator, trained and ranked here unless it was: a set's run itself, or a variant `of` it."""
+    """What is kept of a generator, trained and ranked here unless it was: a set's run itself, with its "thirds" as in
+    `SeedResult`, or a variant `of` it."""
     of.train()
     ranking = of.rank_test()
     stages = [path.parent for path in of.folder.glob("*/manifest.json")]
     parameters = read_manifest(of.folder / "lora")["result"]["trainable_parameters"]
-    return measured(run, ranking, stages, parameters)
+    found = measured(run, ranking, stages, parameters)
+    if of is not run:
+        return found
+    counts = run.space.popularity[run.space.split.test.targets]
+    thirds = np.searchsorted(np.quantile(counts, (1 / 3, 2 / 3)), counts, "right")
+    return found | {"thirds": thirds.astype(np.uint8)}
 
 
 def kept_lists(kept: Kept, part: str, order: Iterable[str]) -> list[SeedResult]:
